@@ -1,0 +1,8 @@
+"""`python -m slt_callbacks`."""
+
+import sys
+
+from slt_callbacks.callbacks.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

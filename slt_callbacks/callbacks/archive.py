@@ -1,0 +1,192 @@
+"""The output folder of a replay: tables to read, and what is needed to go on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slt_callbacks.callbacks.watch import Watch
+from slt_callbacks.detection import Stage
+from slt_callbacks.estimate import Estimator, Measurement
+from slt_callbacks.sampling import ReferenceSet, map_leaves
+
+_STATE_VERSION = 1
+
+
+class Archive:
+    """Measurements, events and stages of a replay in a folder, and the state of its chains and detectors.
+
+    ``measurements.csv``, ``events.json`` and ``stages.csv`` are for readers; the folder ``state`` is for the next call.
+    Every file is replaced as a whole, so that a process killed at any time leaves the old one or the new one.
+
+    Args:
+        folder: Made when it is needed.
+        settings: What must be the same for the measurements to belong together, builtins only.
+
+    Attributes:
+        measurements: The finished ones, in step order.
+
+    Raises:
+        ValueError: If the folder holds a replay with other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.measurements: list[Measurement] = []
+        self._settings = dict(settings)
+        self._rows: list[dict[str, Any]] = []
+        self._state: dict[str, Any] | None = None
+        if self._state_file.is_file():
+            self._state = torch.load(self._state_file, map_location="cpu", weights_only=True)
+            self._check(self._state)
+            self._rows = self._state["rows"]
+            self.measurements = [self._read(row["slt/step"]) for row in self._rows]
+
+    def restore(self, estimator: Estimator, watch: Watch) -> None:
+        """Chains and detectors go on where the folder's last measurement left them."""
+        if self._state is not None:
+            estimator.load_state_dict(self._state["estimator"])
+            watch.load_state_dict(self._state["watch"])
+
+    def add(self, measurement: Measurement, scalars: Mapping[str, float], estimator: Estimator, watch: Watch) -> None:
+        """Keep a measurement; with the state, written last, it is finished."""
+        self.measurements.append(measurement)
+        self._rows.append({**scalars, "error": measurement.error})
+        record = {"results": _plain(measurement.results), "error": measurement.error}
+        _replace(self._measurement_file(measurement.step), _saved(record))
+        self.write_tables(watch)
+        state = {
+            "version": _STATE_VERSION,
+            "settings": self._settings,
+            "rows": self._rows,
+            "estimator": estimator.state_dict(),
+            "watch": watch.state_dict(),
+        }
+        _replace(self._state_file, _saved(state))
+
+    def write_tables(self, watch: Watch) -> None:
+        """Write what a person reads."""
+        columns = list(dict.fromkeys(name for row in self._rows for name in row if name != "error"))
+        _replace(self.folder / "measurements.csv", _csv(self._rows, [*columns, "error"]))
+        _replace(self.folder / "stages.csv", _csv([asdict(s) for s in watch.stages], [f.name for f in fields(Stage)]))
+        events = [{key: _json(value) for key, value in found.row().items()} for found in watch.found]
+        _replace(self.folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state" / "state.pt"
+
+    def _measurement_file(self, step: int) -> Path:
+        return self.folder / "state" / f"measurement-{step:08d}.pt"
+
+    def _read(self, step: int) -> Measurement:
+        return Measurement(step, **torch.load(self._measurement_file(step), map_location="cpu", weights_only=True))
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        before, now = {"version": state["version"], **state["settings"]}, {"version": _STATE_VERSION, **self._settings}
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
+            told = "; ".join(f"`{name}` was {before.get(name)} and is {now.get(name)}" for name in changed)
+            raise ValueError(
+                f"Expected the replay in {self.folder} to go on with its settings, but {told}: give another `output`, "
+                "or delete the folder to begin again."
+            )
+
+
+def settings_of(
+    module: type, loss_fn: Any, observables: Sequence[str], estimator: Estimator, seed: int
+) -> dict[str, Any]:
+    """What two measurements must share to be points of one curve.
+
+    Args:
+        module: The class.
+        loss_fn: The loss function, or None.
+        observables: Their keys.
+        estimator: With the reference set and the settings of the chains.
+        seed: Of the chains.
+    """
+    config = {field.name: getattr(estimator.config, field.name) for field in fields(estimator.config)}
+    dynamics = config.pop("dynamics")
+    return {
+        "module": _name(module),
+        "loss_fn": None if loss_fn is None else _name(loss_fn),
+        "observables": ",".join(sorted(observables)),
+        # the repr of an object of one's own may hold its address
+        "dynamics": repr(dynamics) if is_dataclass(dynamics) else _name(type(dynamics)),
+        **config,
+        "seed": seed,
+        "reference": f"{len(estimator.reference)} samples {_digest(estimator.reference)}",
+    }
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _digest(reference: ReferenceSet) -> str:
+    """A short hash of the samples: a reference function that shuffles gives other ones at every call."""
+    digest = hashlib.sha256(reference.indices.numpy().tobytes())
+
+    def add(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(leaf.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+        return leaf
+
+    for batch, _ in reference.batches():
+        map_leaves(add, batch)
+    return digest.hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """Builtins and tensors alone: what `torch.load` reads without running code."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()  # a view would be saved with all of its storage
+    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)
+
+
+def _saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,70 @@
+"""What measuring costs, as a share of training, and whether another measurement fits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+
+class Budget:
+    """Keeps measuring below a share of the training time, both measured on the wall clock of this fit.
+
+    Args:
+        max_overhead: Most seconds of measuring for a second of training; None for no limit.
+        clock: Seconds, for tests.
+
+    Attributes:
+        max_overhead: The limit.
+        skipped: Due measurements left out so far.
+
+    Raises:
+        ValueError: If `max_overhead` is not a positive number or None.
+
+    Example:
+        >>> now = iter([0.0, 100.0, 101.0, 110.0])
+        >>> budget = Budget(max_overhead=0.1, clock=lambda: next(now))
+        >>> budget.start()  # at 0 s
+        >>> budget.allows()  # at 100 s, the first always fits
+        True
+        >>> budget.spend(8.0)
+        >>> round(budget.overhead, 3)  # at 101 s: 8 s of measuring, 93 s of training
+        0.087
+        >>> budget.allows()  # at 110 s: two of them would be 16 s of 102 s
+        False
+    """
+
+    def __init__(self, max_overhead: float | None = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
+        number = isinstance(max_overhead, (int, float)) and not isinstance(max_overhead, bool)
+        if max_overhead is not None and not (number and math.isfinite(max_overhead) and max_overhead > 0):
+            raise ValueError(f"Expected `max_overhead` to be a positive share or None, but got {max_overhead!r}.")
+        self.max_overhead = max_overhead
+        self._clock = clock
+        self._started: float | None = None
+        self._spent = 0.0
+        self._last = 0.0
+        self.skipped = 0
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._started, self._spent, self._last = self._clock(), 0.0, 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of measuring for a second of training, so far; infinite before any training."""
+        training = self._training_seconds()
+        return self._spent / training if training > 0 else math.inf
+
+    def allows(self) -> bool:
+        """Whether another measurement as long as the last one would stay within the limit."""
+        if self.max_overhead is None or self._spent == 0:
+            return True
+        return self._spent + self._last <= self.max_overhead * self._training_seconds()
+
+    def spend(self, seconds: float) -> None:
+        """A measurement took so long."""
+        self._spent += seconds
+        self._last = seconds
+
+    def _training_seconds(self) -> float:
+        return 0.0 if self._started is None else self._clock() - self._started - self._spent

@@ -1,0 +1,223 @@
+"""The command line: `replay`, which measures the saved checkpoints of a run that is already over."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from slt_callbacks.callbacks.replay import replay_checkpoints
+from slt_callbacks.estimate import Measurement
+from slt_callbacks.sampling import DEFAULT_NUM_SAMPLES, SGLD, LossFnError, SamplerConfig
+
+_COUNTS = {
+    "num_chains": "independent chains",
+    "num_draws": "draws a chain",
+    "num_burnin_steps": "SGLD steps before the first draw of a fresh chain",
+    "batch_size": "reference samples in an SGLD step; default: all of them",
+}
+_WEIGHTS = {
+    "nbeta": "inverse temperature times samples; default: n / ln n for n reference samples",
+    "localization": "strength of the tie to the checkpoint's weights",
+}
+_EXAMPLE = """example:
+  python -m slt_callbacks replay checkpoints/*.ckpt --module my_project.model.Net --reference my_project.data.validation
+
+Checkpoints are measured in the order of their training steps; the chains go on from one to the next. The output folder
+gets measurements.csv, events.json (jumps and stage boundaries) and stages.csv. Called again, also after a crash, it
+measures only what is not finished."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Of the command line; None for those of the process.
+
+    Returns:
+        The exit code: 0, or 1 where a checkpoint was left out or its measurement failed.
+
+    Raises:
+        SystemExit: With code 2 and a message, where an argument is wrong.
+
+    Example:
+        >>> main(["replay", "gone.ckpt", "--module", "torch.nn.Linear", "--reference", "torch.zeros"])
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
+    parser, command = _parser()
+    options = parser.parse_args(arguments)
+    left_out: list[Path] = []
+
+    def on_skip(path: Path, reason: str) -> None:
+        left_out.append(path)
+        print(f"{path} is left out: {reason}", file=sys.stderr)
+
+    try:
+        measurements = _replay(options, on_skip)
+    except (TypeError, ValueError, FileNotFoundError, LossFnError) as error:
+        if not _is_ours(error):
+            raise  # from the user's own code: the traceback says where
+        command.error(str(error))
+    failed = [measurement for measurement in measurements if measurement.failed]
+    print(_summary(measurements, options.output))
+    for measurement in failed:
+        print(f"The measurement at step {measurement.step} failed: {measurement.error}", file=sys.stderr)
+    return 1 if left_out or failed else 0
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(
+        prog="python -m slt_callbacks", description="Live singular-learning-theory measurements."
+    )
+    commands = parser.add_subparsers(required=True, metavar="replay")
+    replay = commands.add_parser(
+        "replay",
+        help="measure saved checkpoints, and find jumps and stages",
+        description="Measure the local learning coefficient of saved checkpoints, and find jumps and stages.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = replay.add_argument
+    add("checkpoints", nargs="+", help="Lightning checkpoints, or state_dict files named like step=100.pt, or folders")
+    add("--module", required=True, metavar="PACKAGE.CLASS", help="class of the module")
+    add("--reference", required=True, metavar="PACKAGE.FUNCTION", help="gives the samples: a Dataset, DataLoader, ...")
+    add("--loss", metavar="PACKAGE.FUNCTION", help="(module, batch) -> losses; default: the module's own")
+    add("--observables", metavar="PACKAGE.FUNCTION", help='gives {"llc": LLC(), ...}; default: the LLC alone')
+    add("--init-args", type=_json_object, metavar="JSON", help="arguments of the class that were not saved")
+    add("--output", default="runs/replay", metavar="DIR", help="folder for the results; default: %(default)s")
+    add("--wandb-project", metavar="NAME", help="also log to this W&B project, one row a checkpoint")
+    add("--num-samples", type=int, help=f"reference samples; default: {DEFAULT_NUM_SAMPLES}, or all where fewer")
+    add("--seed", type=int, default=0, help="of the choice of samples and the chains; default: %(default)s")
+    add("--device", default="cpu", help="where the chains run, such as cuda; default: %(default)s")
+    add("--trust", action="store_true", help="read checkpoints that hold any Python object: this can run their code")
+    add("--no-progress", action="store_true", help="no progress bar")
+    _add_sampler(replay)
+    return parser, replay
+
+
+def _add_sampler(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampler", "keep them over a run, or the curve has no meaning")
+    default = SamplerConfig()
+    kinds: list[tuple[dict[str, str], Callable[[str], Any]]] = [(_COUNTS, int), (_WEIGHTS, float)]
+    for settings, kind in kinds:
+        for name, meaning in settings.items():
+            value = getattr(default, name)
+            shown = meaning if value is None else f"{meaning}; default: {value}"
+            group.add_argument(_option(name), type=kind, default=value, help=shown)
+    group.add_argument("--step-size", type=_step_size, default="auto", help='of SGLD; default: "auto"')
+
+
+def _replay(options: argparse.Namespace, on_skip: Callable[[Path, str], None]) -> list[Measurement]:
+    config = {name: getattr(options, name) for name in {**_COUNTS, **_WEIGHTS}}
+    arguments: dict[str, Any] = {
+        "module": _imported("--module", options.module),
+        "reference": _imported("--reference", options.reference),
+        "loss_fn": _imported("--loss", options.loss) if options.loss else None,
+        "observables": _imported("--observables", options.observables)() if options.observables else None,
+        "sampler": SamplerConfig(SGLD(options.step_size), **config),
+    }
+    for name in ("num_samples", "init_args", "output", "device", "trust", "seed"):
+        arguments[name] = getattr(options, name)
+    loggers = [_wandb_logger(options.wandb_project, Path(options.output))] if options.wandb_project else []
+    try:
+        with warnings.catch_warnings():
+            # told at the end, where the progress bar cannot hide it
+            warnings.filterwarnings("ignore", message="The measurement at step")
+            return replay_checkpoints(
+                options.checkpoints, **arguments, loggers=loggers, progress=not options.no_progress, on_skip=on_skip
+            )
+    finally:
+        for logger in loggers:
+            if logger._experiment is not None:  # the run is this command's own; one that never began needs no end
+                logger.experiment.finish()
+
+
+def _wandb_logger(project: str, folder: Path) -> WandbLogger:
+    """A run that goes on where the output folder's last one stopped."""
+    kept = folder / "state" / "wandb_run_id"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(secrets.token_hex(4))
+    # Absolute: W&B's service keeps the working directory of the program's first run, which may be another.
+    return WandbLogger(project=project, id=kept.read_text(), save_dir=str(folder.resolve()), job_type="replay")
+
+
+def _imported(option: str, path: str) -> Any:
+    """What a dotted path such as ``package.module.Class`` names.
+
+    Raises:
+        ValueError: If there is no such module, or nothing of that name in it.
+    """
+    parts = path.replace(":", ".").split(".")
+    for size in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:size])
+        try:
+            found = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+                continue
+            raise ValueError(f"Importing `{name}` for {option} failed: {error}. Install what it needs.") from error
+        for part in parts[size:]:
+            if not hasattr(found, part):
+                raise ValueError(
+                    f"Expected {option} to name something in `{name}`, but it has no `{part}`{_like(found)}"
+                )
+            found = getattr(found, part)
+        return found
+    raise ValueError(
+        f"Expected {option} to be an import path such as package.module.name, but there is no module to import in "
+        f"`{path}`: call the command in the folder that holds it, or name that folder in PYTHONPATH."
+    )
+
+
+def _like(module: Any) -> str:
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    return f": it has {', '.join(sorted(own)[:8])}." if own else "."
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected JSON such as '{{\"width\": 64}}', but got {text!r}: {error}"
+        ) from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"width\": 64}}', but got {text!r}")
+    return value
+
+
+def _step_size(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'expected a number or "auto", but got {text!r}') from error
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised it, with a message that says what to write."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is None or traceback.tb_frame.f_globals["__name__"].split(".")[0] == "slt_callbacks"
+
+
+def _summary(measurements: Sequence[Measurement], output: str) -> str:
+    events = json.loads((Path(output) / "events.json").read_text())
+    jumps = [event for event in events if event["type"] == "JumpEvent"]
+    lines = [f"{len(measurements)} checkpoints measured; the results are in {output}."]
+    lines += [f"LLC jump {'up' if jump['direction'] > 0 else 'down'} at step {jump['onset_step']}" for jump in jumps]
+    return "\n".join(lines)

@@ -1,0 +1,283 @@
+"""Fast alerts: the level of a series jumps within one to three measurements.
+
+A detector of level shifts reads every ramp as a staircase. Here the last two points must both leave the line through
+the points before them, and leave its last level as well; and the whole is measured against how well that line has
+forecast the series so far, so that a curve that never follows a line (a ramp, correlated noise) raises the bar itself.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slt_callbacks.detection.noise import NoiseModel, sorted_median
+
+_Array = npt.NDArray[np.float64]
+
+# Standard deviations by which both points must have left. Chosen for the false alarms per 100 points, and known to
+# users by those alone: they depend on the noise of real series, which no normal quantile describes.
+_THRESHOLDS = {"sensitive": 3.7, "default": 4.2, "strict": 5.0}
+_MIN_POINTS = 7  # five for a noise scale and the two that jump
+_MIN_BEFORE = 4  # points that carry the line; after an alert the new level must first have as many
+_WINDOW = 20  # points that carry the line at most: stages bend within a few tens of measurements
+_DECAY = 0.94  # weight lost per point of age: the line follows slow bends
+_SLOPE = 0.1  # prior slope, noise sd per point: without it two points of a jump in progress become a steep trend
+_SPIKE = 3.5  # sd from the line beyond which a point is left out of it
+_WIDTH = 3  # points a jump may take
+_REARM = 4  # quiet forecasts (below 2.5 sd) after which a direction may alert again
+_QUIET = 2.5
+_EARLY = 8.0  # points' worth of doubt about the noise scale: it is widened by 1 + 8 / n
+
+
+@dataclass(frozen=True)
+class JumpEvent:
+    """The level of the series has jumped.
+
+    Attributes:
+        step: training step of the measurement that gave the alert.
+        index: its place in the series; missing points count.
+        direction: +1 up, -1 down.
+        delta: mean of the last two values minus the level before, in the unit of the series. A jump that is still
+            under way grows further.
+        z: the smaller of the last two values' distances from the forecast, in standard deviations.
+        onset_step: training step of the first point of the jump.
+        onset_index: its place in the series.
+        preset: sensitivity of the detector.
+
+    Example:
+        >>> JumpEvent(step=100, index=10, direction=1, delta=2.5, z=8.0, onset_step=90, onset_index=9).preset
+        'default'
+    """
+
+    step: int
+    index: int
+    direction: int
+    delta: float
+    z: float
+    onset_step: int
+    onset_index: int
+    preset: str = "default"
+
+
+class JumpDetector:
+    """Online alerts for jumps of a scalar, usually one measurement after the first point of the jump.
+
+    Args:
+        sensitivity: "sensitive", "default" or "strict": about 0.04, 0.03 and 0.01 false alarms per 100 points on
+            simulated series with correlated noise, spikes, ramps and failed chains.
+        min_jump: smallest jump worth an alert, as a fraction of the level before it.
+
+    Raises:
+        ValueError: for an unknown sensitivity or a negative `min_jump`.
+
+    Example:
+        >>> jumps = JumpDetector()
+        >>> series = [1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.1, 0.9, 1.0, 1.2, 5.0, 5.1, 4.9]
+        >>> events = [jumps.update(step, value, stderr=0.1) for step, value in enumerate(series)]
+        >>> [(event.step, event.onset_step, event.direction) for event in events if event]
+        [(11, 10, 1)]
+    """
+
+    def __init__(self, sensitivity: str = "default", min_jump: float = 0.0) -> None:
+        if sensitivity not in _THRESHOLDS:
+            raise ValueError(f"Expected `sensitivity` to be one of {list(_THRESHOLDS)}, but got {sensitivity!r}.")
+        if not (math.isfinite(min_jump) and min_jump >= 0):
+            raise ValueError(f"Expected `min_jump` to be a non-negative number, but got {min_jump!r}.")
+        self.sensitivity = sensitivity
+        self.min_jump = float(min_jump)
+        self._steps: list[int] = []
+        self._origin = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._noise = NoiseModel()
+        self._start = 0  # place in the valid points where the present level begins
+        self._errors: list[float] = []  # sizes of the one-step forecast errors over `scales`, sorted
+        self._blocked = {1: 0, -1: 0}  # quiet forecasts that each direction still needs
+
+    @property
+    def phi(self) -> float:
+        """Calibration of the standard errors in force, dimensionless; NaN before it is known.
+
+        Example:
+            >>> JumpDetector().phi
+            nan
+        """
+        return self._noise.phi
+
+    def update(
+        self,
+        step: int,
+        value: float,
+        stderr: float | None = None,
+        num_chains: int | None = None,
+        per_chain: Sequence[float] | None = None,
+    ) -> JumpEvent | None:
+        """Take in one measurement.
+
+        Args:
+            step: training step, larger than the last one.
+            value: the scalar; NaN is a missing point.
+            stderr: its standard error, same unit; None or NaN where unknown.
+            num_chains: chains behind it.
+            per_chain: the chains' own estimates, shape (C,). Not used: weights from each chain's deviation from its own
+                usual offset gave no better figures than `stderr` (jump F1 .889 against .898).
+
+        Returns:
+            The jump that this measurement confirms, or None.
+
+        Raises:
+            ValueError: where `step` is not larger than the last one.
+
+        Example:
+            >>> JumpDetector().update(0, 1.0) is None
+            True
+        """
+        check_step(step, self._steps)
+        self._steps.append(int(step))
+        noise = self._noise
+        noise.add(value, stderr, num_chains)
+        known = noise.valid[max(self._start, len(noise.valid) - _WINDOW - _WIDTH) :]
+        if math.isnan(noise.values[-1]) or math.isnan(noise.phi) or len(known) <= _MIN_BEFORE:
+            return None
+        # Correlated noise wanders away for longer than it scatters: a scale halfway between the two
+        phi = math.sqrt(noise.phi * noise.phi_lr) * (1 + _EARLY / len(noise.valid))
+        place = np.array(known)
+        y = np.array([noise.values[i] for i in known])
+        sd = phi * np.array([noise.scales[i] for i in known])
+        misfit = self._forecast_error(place, y, sd, phi)
+        if len(noise.valid) < _MIN_POINTS:
+            return None
+        for width in range(1, _WIDTH + 1):
+            if len(known) - 1 - width < _MIN_BEFORE:
+                break
+            event = self._test(place, y, sd * misfit, misfit, len(known) - 1 - width)
+            if event is not None:
+                self._start = len(noise.valid)
+                self._blocked[event.direction] = _REARM
+                return event
+        return None
+
+    def mark_break(self) -> None:
+        """Say that settings changed: what follows is a new series, and the change itself gives no event.
+
+        Example:
+            >>> jumps = JumpDetector()
+            >>> for step in range(10):
+            ...     _ = jumps.update(step, step % 2)
+            >>> jumps.mark_break()
+            >>> [jumps.update(step, 50.0 + step % 2) for step in range(10, 14)]
+            [None, None, None, None]
+        """
+        self._reset()
+        self._origin = len(self._steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, as builtins that survive JSON and ``torch.load(weights_only=True)``.
+
+        Example:
+            >>> JumpDetector("strict").state_dict()["sensitivity"]
+            'strict'
+        """
+        return {
+            "sensitivity": self.sensitivity,
+            "min_jump": self.min_jump,
+            "steps": list(self._steps),
+            "origin": self._origin,
+            "noise": self._noise.state_dict(),
+            "start": self._start,
+            "errors": list(self._errors),
+            "blocked": [self._blocked[1], self._blocked[-1]],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, sensitivity and `min_jump` included.
+
+        Example:
+            >>> jumps = JumpDetector()
+            >>> jumps.load_state_dict(JumpDetector("strict").state_dict())
+            >>> jumps.sensitivity
+            'strict'
+        """
+        self.sensitivity, self.min_jump = state["sensitivity"], state["min_jump"]
+        self._steps, self._origin, self._start = list(state["steps"]), state["origin"], state["start"]
+        self._noise.load_state_dict(state["noise"])
+        self._errors = list(state["errors"])
+        self._blocked = dict(zip((1, -1), state["blocked"], strict=True))
+
+    def _forecast_error(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, phi: float) -> float:
+        """Record the newest point's forecast error; return by how much such errors exceed the noise."""
+        mean, variance, _ = _forecast(place[:-1], y[:-1], sd[:-1], place[-1:])
+        z = float((y[-1] - mean[0]) / math.sqrt(variance[0] + sd[-1] ** 2))
+        for side, wait in self._blocked.items():
+            if wait:
+                self._blocked[side] = wait - 1 if side * z < _QUIET else _REARM
+        bisect.insort(self._errors, abs(z) * phi)
+        if len(self._errors) <= 5:  # the median of fewer says nothing
+            return 1.0
+        return max(1.0, 1.4826 * sorted_median(self._errors) / phi)
+
+    def _test(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, misfit: float, onset: int) -> JumpEvent | None:
+        """Test a jump that begins at position `onset` of the window."""
+        mean, variance, level = _forecast(place[:onset], y[:onset], sd[:onset] / misfit, place[onset:])
+        side = 1 if y[-1] > mean[-1] else -1
+        left = side * (y[onset:] - mean) / np.sqrt(misfit**2 * variance + sd[onset:] ** 2)
+        moved = side * (y[-2:] - level) / sd[-2:]
+        threshold = _THRESHOLDS[self.sensitivity]
+        delta = float(y[-2:].mean()) - level
+        small = abs(delta) < self.min_jump * abs(level)
+        if min(left[-2:].min(), moved.min()) <= threshold or self._blocked[side] or small:
+            return None
+        begin = onset + int(np.argmax(left > threshold / 2))  # the points before it only seemed to belong to the jump
+        now, first = self._origin + int(place[-1]), self._origin + int(place[begin])
+        return JumpEvent(
+            step=self._steps[now],
+            index=now,
+            direction=side,
+            delta=delta,
+            z=float(left[-2:].min()),
+            onset_step=self._steps[first],
+            onset_index=first,
+            preset=self.sensitivity,
+        )
+
+
+def check_step(step: int, steps: Sequence[int]) -> None:
+    """Refuse a step that does not follow the ones before it.
+
+    Raises:
+        ValueError: where `step` is not larger than the last of `steps`.
+
+    Example:
+        >>> check_step(3, [1, 2])
+    """
+    if steps and not step > steps[-1]:
+        raise ValueError(f"Expected `step` to be larger than the last one ({steps[-1]}), but got {step!r}.")
+
+
+def _forecast(
+    place: npt.NDArray[np.int_], y: _Array, sd: _Array, ahead: npt.NDArray[np.int_]
+) -> tuple[_Array, _Array, float]:
+    """Weighted line through (place, y), without its outliers: means and variances at `ahead`, and its last level."""
+    weight = _DECAY ** (ahead[0] - 1 - place) / sd**2
+    ridge = 1 / (_SLOPE * float(sd[-1])) ** 2
+    for attempt in range(2):
+        total = weight.sum()
+        centre, height = (weight @ place) / total, (weight @ y) / total
+        offset = place - centre
+        precision = weight @ offset**2 + ridge
+        slope = (weight @ (offset * (y - height))) / precision
+        residual = np.abs(y - height - slope * offset) / sd
+        outlier = residual > _SPIKE * max(1.0, 1.4826 * sorted_median(sorted(residual.tolist())))
+        if attempt or not outlier.any():
+            break
+        weight = np.where(outlier, 1e-6 * weight, weight)  # not 0: a line is left even where all stand out
+    away = ahead - centre
+    level = float(height + slope * (ahead[0] - 1 - centre))
+    return height + slope * away, 1 / total + away**2 / precision, level

@@ -1,0 +1,78 @@
+"""What every statistic of the draws has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from slt_callbacks.sampling import Draw
+
+
+@dataclass(frozen=True)
+class ReferencePoint:
+    """The fork w* as an observable needs it: what every draw of this measurement is compared with.
+
+    Attributes:
+        step: Training step of the fork.
+        loss: Mean loss over the reference set at w*.
+        losses: Losses at w*, one a sample ``(N,)``; empty where the loss function gives a mean only.
+        indices: Row of every reference sample in the user's data, int64 ``(N,)``.
+        nbeta: Inverse temperature times samples.
+        localization: Strength of the tie to w*.
+        num_chains: Chains C of this measurement.
+        num_draws: Draws T of each.
+        key: The observable's own key, under which ``draw.query_losses`` holds the losses of its queries.
+        query_indices: Row of every query in the user's query data, int64 ``(Q,)``; empty without queries.
+    """
+
+    step: int
+    loss: float
+    losses: torch.Tensor
+    indices: torch.Tensor
+    nbeta: float
+    localization: float
+    num_chains: int
+    num_draws: int
+    key: str = ""
+    query_indices: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+@runtime_checkable
+class Observable(Protocol):
+    """A statistic of the draws: three methods, under 20 lines for a user's own.
+
+    An observable may also have
+
+    * ``discard(chain)``, which takes back every draw of a chain that has failed. Without it, the draws of a chain are
+      held back (numbers, not weights) until the chain has ended well;
+    * ``reference_losses = True``, to find the losses of the whole reference set in every draw, whatever the minibatch;
+    * ``reference_tokens = True``, to find the loss of every token ``(N * T,)`` in ``draw.query_losses`` under its key;
+    * ``queries``, samples of its own (whatever a monitor takes as `reference`), to find their losses in every draw;
+    * ``check(reference, queries)``, called before training with the `ReferenceSet` and that of its queries or None, to
+      refuse what cannot work;
+    * ``state_dict()`` and ``load_state_dict(state)``, of tensors and builtins, for what must survive a resume;
+    * ``images(result)``, pictures of a result by name, and ``matrices(result)``, what of it belongs into a file.
+
+    Example:
+        >>> class LargestExcess:
+        ...     def reset(self, reference):
+        ...         self.largest = float("-inf")
+        ...     def update(self, draw):
+        ...         self.largest = max(self.largest, float(draw.excess))
+        ...     def compute(self):
+        ...         return {"largest_excess": self.largest}
+        >>> isinstance(LargestExcess(), Observable)
+        True
+    """
+
+    def reset(self, reference: ReferencePoint) -> None:
+        """Forget every draw and start a measurement."""
+
+    def update(self, draw: Draw) -> None:
+        """Take one draw."""
+
+    def compute(self) -> Mapping[str, Any]:
+        """The statistic so far, by name: numbers are logged, tensors are kept. Changes nothing."""

@@ -1,0 +1,167 @@
+"""The loss kernel: which samples the model treats alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from slt_callbacks.observables.labels import Labels, check_order, display_order
+from slt_callbacks.observables.shifts import alignment, class_contrast, effective_rank, label_kernel
+from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries
+from slt_callbacks.sampling import Draw, ReferenceSet
+from slt_callbacks.stats import ChainSummary
+
+
+class LossKernel(SnapshotObservable):
+    r"""Loss kernel: how the losses of the reference samples move together, as the weights move about the fork.
+
+    .. math:: covariance_{ij} = Cov(\ell_i, \ell_j), \quad
+              correlation_{ij} = covariance_{ij} / \sqrt{covariance_{ii} covariance_{jj}}
+
+    over the draws, accumulated in float64 in O(N^2) memory. Where the SGLD step sees the whole reference set the losses
+    cost nothing; with minibatches they take one forward pass over the reference set a draw.
+
+    `compute` returns, with N reference samples in the order of the data:
+
+    * ``covariance``: ``(N, N)`` float64, about one mean over all draws of all chains, in the loss's unit squared;
+    * ``correlation``: the same divided by the standard deviations; 1 on the diagonal, 0 where a loss never varied;
+    * ``within_covariance``: the same as ``covariance`` with every chain about its own mean: without what is between
+      chains, such as different basins, or chains that have not met yet;
+    * ``trace``: of ``covariance``: the summed variances;
+    * ``effective_rank``: of ``correlation``, so that a few samples of large variance do not decide it; see
+      `slt_callbacks.observables.shifts.effective_rank`;
+    * ``alignment``: CKA of ``correlation`` with that of the last good measurement; NaN at the first;
+    * ``class_contrast``, ``label_alignment``: with `labels`: mean correlation within classes minus between, and CKA
+      with the kernel that is 1 within classes.
+
+    Args:
+        labels: A class a sample of the whole data set, integers or strings, in its order.
+        order: Order of the samples in pictures, a permutation of the N drawn ones; None for labels first, then by
+            likeness at the first snapshot, and kept.
+        per_token: Whether rows are the tokens of the samples, N x T of them, sample by sample. The loss function must
+            return ``(B, T)``, and a forward pass a draw is spent on them. Labels are each token's sample's.
+
+    Raises:
+        TypeError: If `labels` are no integers or strings.
+        ValueError: From `check`: labels or order of the wrong length, or more rows than memory has room for.
+
+    Source: Adam et al. (arXiv 2509.26537).
+
+    Example:
+        >>> from slt_callbacks.observables import ReferencePoint
+        >>> kernel, losses = LossKernel(), torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> rows = torch.arange(2)
+        >>> kernel.reset(ReferencePoint(0, 1.0, losses[0], rows, 1.0, 0.0, num_chains=1, num_draws=2))
+        >>> for index, drawn in enumerate(losses):
+        ...     kernel.update(Draw(0, index, None, drawn, drawn.mean(), drawn.mean(), reference_losses=drawn))
+        >>> kernel.compute()["covariance"].tolist(), kernel.compute()["trace"]
+        ([[2.0, 0.0], [0.0, 0.0]], 2.0)
+    """
+
+    def __init__(
+        self, labels: Any = None, order: Sequence[int] | torch.Tensor | None = None, per_token: bool = False
+    ) -> None:
+        self.reference_losses = not per_token
+        self.reference_tokens = per_token
+        self.order = None if order is None else torch.as_tensor(order, dtype=torch.int64)
+        self._labels = None if labels is None else Labels(labels, "labels")
+
+    def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
+        """Refuse, before training, labels, an order or a size that do not fit.
+
+        Raises:
+            ValueError: If so.
+        """
+        if self._labels is not None:
+            self._labels.check(reference.source_size, reference.indices, "reference")
+        check_entries(len(reference), len(reference), "a loss kernel", "lower `num_samples`")
+        check_order(self.order, len(reference))
+
+    def update(self, draw: Draw) -> None:
+        """Take one draw."""
+        losses = draw.query_losses[self._point.key] if self.reference_tokens else draw.reference_losses
+        if losses is None:
+            raise ValueError("Expected the draw to carry `reference_losses`, but it has none: sample through a Panel.")
+        if self.reference_tokens:
+            check_entries(
+                len(losses), len(losses), "a loss kernel", "lower `num_samples`, or leave `per_token` at False"
+            )
+        self._moments.update(draw.chain, losses)
+
+    def images(self, result: Mapping[str, Any]) -> dict[str, Picture]:
+        """The correlation as a picture named ``map``; nothing for a failed measurement."""
+        correlation = result["correlation"]
+        if not bool(correlation.isfinite().all()):
+            return {}
+        self._keep_order(correlation)
+        return {"map": Picture(correlation[self.order][:, self.order], f"loss correlation, {len(correlation)} samples")}
+
+    def matrices(self, result: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """What belongs into a file of numbers, with the rows of the data set and the order of the picture."""
+        names = ("covariance", "within_covariance", "correlation")
+        order = torch.arange(len(result["correlation"])) if self.order is None else self.order
+        return {name: result[name] for name in names} | {"indices": self._point.indices, "order": order}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last good correlation, and the order of the rows."""
+        last = self._last_good()
+        if last is not None:
+            self._keep_order(last["correlation"].cpu())
+        return super().state_dict() | {"order": self.order}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.order = state["order"]
+
+    def _summarize(self, summary: ChainSummary, last: Snapshot | None) -> tuple[dict[str, Any], Snapshot]:
+        covariance = _symmetric(summary.pooled.covariance())
+        correlation = _symmetric(summary.pooled.correlation())
+        correlation.diagonal().copy_((summary.pooled.square_x > 0).double())
+        result: dict[str, Any] = {
+            "covariance": covariance.cpu(),
+            "correlation": correlation.cpu(),
+            "within_covariance": _symmetric(summary.within.covariance()).cpu(),
+            "trace": float(covariance.trace()),
+            "effective_rank": effective_rank(correlation),
+            "alignment": math.nan if last is None else alignment(correlation, last["correlation"]),
+        }
+        return result | self._contrasts(result["correlation"]), {"correlation": correlation}
+
+    def _contrasts(self, correlation: torch.Tensor) -> dict[str, float]:
+        labels = self._row_labels(len(correlation))
+        if labels is None:
+            return {}
+        return {
+            "class_contrast": class_contrast(correlation, labels),
+            "label_alignment": alignment(correlation, label_kernel(labels)),
+        }
+
+    def _empty(self) -> dict[str, Any]:
+        size = len(self._point.indices)
+        names = ["trace", "effective_rank", "alignment"]
+        names += ["class_contrast", "label_alignment"] if self._labels is not None else []
+        matrices = ("covariance", "correlation", "within_covariance")
+        nothing = torch.full((size, size), torch.nan, dtype=torch.float64)
+        return dict.fromkeys(matrices, nothing) | dict.fromkeys(names, math.nan)
+
+    def _row_labels(self, num_rows: int) -> torch.Tensor | None:
+        if self._labels is None:
+            return None
+        labels = self._labels.of(self._point.indices)
+        return labels.repeat_interleave(num_rows // len(labels))  # a token has its sample's
+
+    def _keep_order(self, correlation: torch.Tensor) -> None:
+        size = len(correlation)
+        if self.order is not None and self.reference_tokens and len(self.order) == len(self._point.indices) < size:
+            tokens = torch.arange(size // len(self.order))  # an order of samples: their tokens follow
+            self.order = (self.order[:, None] * len(tokens) + tokens).flatten()
+        if self.order is None or len(self.order) != size:
+            self.order = display_order(correlation, self._row_labels(size))
+
+
+def _symmetric(matrix: torch.Tensor) -> torch.Tensor:
+    return (matrix + matrix.mT) / 2

@@ -1,0 +1,92 @@
+"""What one measurement costs and how it samples: one frozen record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from slt_callbacks.sampling.dynamics import SGLD, Dynamics
+
+ENGINES = ("auto", "sequential", "vectorized")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Settings of the chains. They stay fixed over a run, or the LLC curve has no meaning.
+
+    Args:
+        dynamics: How a chain moves: `SGLD`, `RMSPropSGLD` or your own `Dynamics`.
+        nbeta: Inverse temperature times samples; None for n / ln n, n the size of the reference set.
+        localization: Strength gamma of the tie to the current weights.
+        num_chains: Independent chains C; their spread gives the standard error.
+        num_draws: Draws a chain T.
+        num_burnin_steps: Steps before the first draw. With persistent chains, those of the first measurement and the
+            most that a later one may take.
+        num_steps_bw_draws: SGLD steps from one draw to the next.
+        batch_size: Reference samples in an SGLD step, without replacement and reshuffled (a remainder waits for the
+            next shuffle); None for all of them.
+        block_size: Most samples in one forward pass; larger batches are accumulated. None for no limit.
+        engine: "sequential": one chain after the other, any module, least memory; "vectorized": all at once through
+            `torch.func`, for small steps and modules that `torch.vmap` can batch (others run one by one, and a line of
+            information says why); "auto": sequential, so that the same run gives the same bits on every machine.
+
+    Raises:
+        TypeError: If `dynamics` has no `init` and `step`.
+        ValueError: If a number is outside its range.
+
+    Example:
+        >>> SamplerConfig(num_chains=2, num_draws=10, num_burnin_steps=5).num_steps
+        15
+    """
+
+    dynamics: Dynamics = field(default_factory=SGLD)
+    nbeta: float | None = None
+    localization: float = 100.0
+    num_chains: int = 4
+    num_draws: int = 50
+    num_burnin_steps: int = 200
+    num_steps_bw_draws: int = 1
+    batch_size: int | None = None
+    block_size: int | None = None
+    engine: Literal["auto", "sequential", "vectorized"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dynamics, Dynamics) or isinstance(self.dynamics, type):
+            raise TypeError(
+                f"Expected `dynamics` to be an object with `step_size`, `init` and `step`, such as SGLD(), but got "
+                f"{self.dynamics!r}."
+            )
+        for name in ("num_chains", "num_draws", "num_steps_bw_draws"):
+            _check_count(name, getattr(self, name), 1)
+        _check_count("num_burnin_steps", self.num_burnin_steps, 0)
+        for name in ("batch_size", "block_size"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), 1)
+        for name in ("nbeta", "localization"):
+            _check_weight(name, getattr(self, name))
+        if self.engine not in ENGINES:
+            raise ValueError(f"Expected `engine` to be one of {ENGINES}, but got {self.engine!r}.")
+
+    @property
+    def num_steps(self) -> int:
+        """Gradient steps of one cold chain: burn-in, and from the first draw up to and with the last."""
+        return self.num_burnin_steps + self.num_draw_steps
+
+    @property
+    def num_draw_steps(self) -> int:
+        """Gradient steps from the first draw up to and with the last."""
+        return (self.num_draws - 1) * self.num_steps_bw_draws + 1
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        wanted = "a positive integer" if least else "an integer >= 0"
+        raise ValueError(f"Expected `{name}` to be {wanted}, but got {value!r}.")
+
+
+def _check_weight(name: str, value: object) -> None:
+    if value is None and name == "nbeta":
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"Expected `{name}` to be a finite number >= 0, but got {value!r}.")

@@ -1,0 +1,260 @@
+"""The fixed samples that every measurement of a run looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from slt_callbacks.sampling.batches import (
+    Batch,
+    concatenate,
+    describe,
+    leaves,
+    map_leaves,
+    num_rows,
+    signature,
+    take_rows,
+)
+from slt_callbacks.sampling.rng import generator, isolated_rng, seed_from
+
+DEFAULT_NUM_SAMPLES = 256
+_SAMPLES_STREAM, _AUGMENTATION_STREAM = 101, 102  # apart from the streams of the chains, which start at 0
+
+Reference = Dataset[Any] | DataLoader[Any] | Sequence[Batch] | Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples of one shape, and their places in the reference set."""
+
+    batch: Batch
+    places: torch.Tensor  # (size,), on the CPU
+
+    @property
+    def size(self) -> int:
+        return len(self.places)
+
+
+class ReferenceSet:
+    """Samples drawn once and kept: the same ones, in the same order, for every measurement.
+
+    Made by `draw_reference`. Samples whose tensors have one shape are held as one batch; others stay in groups, and a
+    request that spans groups is answered with one batch for each.
+
+    Attributes:
+        indices: Row of every sample in the user's data, ascending, int64 ``(N,)``.
+        source_size: Samples in the whole of the user's data; None for an IterableDataset, which does not say.
+    """
+
+    def __init__(self, groups: Sequence[_Group], indices: torch.Tensor, source_size: int | None = None) -> None:
+        self.indices = indices
+        self.source_size = source_size
+        self._groups = list(groups)
+        self._group_of = torch.zeros(len(indices), dtype=torch.int64)
+        self._row_of = torch.zeros(len(indices), dtype=torch.int64)
+        for number, group in enumerate(self._groups):
+            self._group_of[group.places] = number
+            self._row_of[group.places] = torch.arange(group.size)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.indices)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> ReferenceSet:
+        """The same samples on `device`, floating-point tensors as `dtype`."""
+
+        def move(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+
+        return ReferenceSet(
+            [_Group(map_leaves(move, group.batch), group.places) for group in self._groups],
+            self.indices,
+            self.source_size,
+        )
+
+    def batches(self, places: torch.Tensor | None = None, limit: int | None = None) -> list[tuple[Batch, torch.Tensor]]:
+        """The samples at `places` as batches that a module can take.
+
+        Args:
+            places: Which samples, int64 ``(B,)`` on the CPU, counted within the reference set; None for all in order.
+            limit: Largest number of samples in one batch; None for no limit.
+
+        Returns:
+            Pairs of a batch and where its samples stand in `places`, int64 ``(b,)`` on the CPU.
+        """
+        found: list[tuple[Batch, torch.Tensor]] = []
+        for number, group in enumerate(self._groups):
+            if places is None:
+                where, rows = group.places, None
+            else:
+                where = (self._group_of[places] == number).nonzero().flatten()
+                rows = self._row_of[places[where]]
+            found.extend((self._rows(group, rows, part), where[part]) for part in _parts(len(where), limit))
+        return found
+
+    def _rows(self, group: _Group, rows: torch.Tensor | None, part: slice) -> Batch:
+        if rows is None and part.stop - part.start == group.size:
+            return map_leaves(lambda leaf: leaf, group.batch)  # a new container around the same tensors
+        wanted = (torch.arange(group.size) if rows is None else rows)[part]
+        device = next((leaf.device for leaf in leaves(group.batch) if isinstance(leaf, torch.Tensor)), wanted.device)
+        return take_rows(group.batch, wanted.to(device, non_blocking=True), group.size)
+
+
+def draw_reference(
+    source: Reference, num_samples: int | None = None, seed: int = 0, at_most: int | None = None
+) -> ReferenceSet:
+    """Draw the reference set: a seeded choice without replacement, kept in the order of the data.
+
+    Args:
+        source: A map-style Dataset; a DataLoader (it stands for its dataset and its `collate_fn`, not for its shuffle);
+            a list of collated batches; an IterableDataset (its first samples); or a function that returns one of these.
+        num_samples: How many; None for all of them (an IterableDataset gives 256).
+        seed: Decides which.
+        at_most: Without `num_samples`: so many, or all where there are fewer.
+
+    Raises:
+        TypeError: If `source` is none of the above.
+        ValueError: If there are fewer samples than asked for, none at all, or one that is not finite.
+
+    Example:
+        >>> reference = draw_reference([torch.arange(6.0), torch.arange(6.0, 10.0)], num_samples=4, seed=1)
+        >>> len(reference), reference.batches()[0][0].equal(reference.indices.float())
+        (4, True)
+    """
+    if num_samples is not None and (
+        isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1
+    ):
+        raise ValueError(f"Expected `num_samples` to be a positive integer or None, but got {num_samples!r}.")
+    # Out of inference mode: its tensors cannot be saved for a backward pass.
+    with torch.inference_mode(False), isolated_rng(seed_from(seed, _AUGMENTATION_STREAM)):
+        if callable(source) and not isinstance(source, (Dataset, DataLoader)):
+            source = source()
+        reference = _from_source(source, num_samples or at_most, seed)
+    if num_samples is not None and len(reference) < num_samples:
+        raise ValueError(
+            f"Expected `num_samples` to be at most the {len(reference)} samples of `reference`, but got {num_samples}."
+        )
+    _check_finite(reference)
+    return reference
+
+
+def _from_source(source: Any, limit: int | None, seed: int) -> ReferenceSet:
+    collate: Callable[[list[Any]], Batch] = default_collate
+    if isinstance(source, DataLoader):
+        if source.batch_size is None and source.batch_sampler is None:  # the data set makes the batches itself
+            known = not isinstance(source.dataset, IterableDataset)
+            return _from_batches(_first_batches(source.dataset, limit), limit, seed, known)
+        collate, source = source.collate_fn, source.dataset
+    if isinstance(source, IterableDataset):
+        wanted = limit or DEFAULT_NUM_SAMPLES
+        samples = list(islice(iter(source), wanted))
+        _check_some(len(samples))
+        return _collated(samples, torch.arange(len(samples)), collate)
+    if isinstance(source, (list, tuple)) and not isinstance(source, str):
+        return _from_batches(list(source), limit, seed)
+    if isinstance(source, torch.Tensor) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+        raise TypeError(
+            "Expected `reference` to be a Dataset, a DataLoader, a list of batches or a function that returns one of "
+            f"these, but got {describe(source)}. A single batch goes into a list: [batch]."
+        )
+    if isinstance(source, dict):
+        raise TypeError(
+            f"Expected `reference` to be a list of batches, but got one batch, {describe(source)}: write [batch]."
+        )
+    chosen = _choose(len(source), limit, seed)
+    return _collated([source[index] for index in chosen.tolist()], chosen, collate, len(source))
+
+
+def _first_batches(dataset: Any, limit: int | None) -> list[Batch]:
+    batches, count = [], 0
+    stream: Iterable[Batch] = (
+        iter(dataset) if isinstance(dataset, IterableDataset) else (dataset[index] for index in range(len(dataset)))
+    )
+    for batch in stream:
+        batches.append(batch)
+        count += num_rows(batch)
+        # A stream may have no end; data of a known length is taken whole, so that the choice is over all of it.
+        if isinstance(dataset, IterableDataset) and count >= (limit or DEFAULT_NUM_SAMPLES):
+            break
+    return batches
+
+
+def _collated(
+    samples: list[Any], indices: torch.Tensor, collate: Callable[[list[Any]], Batch], source_size: int | None = None
+) -> ReferenceSet:
+    try:
+        batch = collate(samples)
+    except (TypeError, RuntimeError) as error:
+        raise type(error)(
+            f"The samples of `reference` could not be collated into one batch ({error}). Give a DataLoader with a "
+            "`collate_fn` that pads them, or a list of batches."
+        ) from error
+    if num_rows(batch) != len(samples):
+        raise ValueError(
+            f"Expected `collate_fn` to stack {len(samples)} samples along the first dimension, but got "
+            f"{describe(batch)}: give `reference` as a list of batches of one sample each, or as padded tensors."
+        )
+    return ReferenceSet([_Group(_private(batch), torch.arange(len(samples)))], indices, source_size)
+
+
+def _from_batches(batches: list[Batch], limit: int | None, seed: int, whole: bool = True) -> ReferenceSet:
+    sizes = [num_rows(batch) for batch in batches]
+    chosen = _choose(sum(sizes), limit, seed)
+    columns: dict[str, list[tuple[Batch, torch.Tensor]]] = {}
+    start = 0
+    for batch, size in zip(batches, sizes, strict=True):
+        inside = ((chosen >= start) & (chosen < start + size)).nonzero().flatten()
+        if len(inside):
+            device = next(leaf.device for leaf in leaves(batch) if isinstance(leaf, torch.Tensor))
+            part = take_rows(batch, (chosen[inside] - start).to(device), size)
+            columns.setdefault(signature(part), []).append((part, inside))
+        start += size
+    groups = [
+        _Group(_private(concatenate([part for part, _ in column])), torch.cat([places for _, places in column]))
+        for column in columns.values()
+    ]
+    return ReferenceSet(groups, chosen, sum(sizes) if whole else None)
+
+
+def _choose(available: int, limit: int | None, seed: int) -> torch.Tensor:
+    _check_some(available)
+    order = torch.randperm(available, generator=generator(torch.device("cpu"), seed, _SAMPLES_STREAM))
+    return order[:limit].sort().values
+
+
+def _check_some(available: int) -> None:
+    if available == 0:
+        raise ValueError("Expected `reference` to hold samples, but it is empty: give at least 2.")
+
+
+def _private(batch: Batch) -> Batch:
+    return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def _check_finite(reference: ReferenceSet) -> None:
+    for batch, places in reference.batches():
+        for leaf in _floating(batch):
+            bad = (~leaf.isfinite()).flatten(1).any(1) if leaf.ndim > 1 else ~leaf.isfinite()
+            if bad.any():
+                known = bad.ndim == 1 and len(bad) == len(places)
+                sample = f"sample {int(reference.indices[places[bad.nonzero()[0, 0]]])}" if known else "a shared tensor"
+                raise ValueError(
+                    f"Expected the samples of `reference` to be finite, but {sample} holds NaN or infinity: clean the "
+                    "data, or give only clean samples to the monitor."
+                )
+
+
+def _parts(size: int, limit: int | None) -> list[slice]:
+    step = limit or max(size, 1)
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _floating(batch: Batch) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())

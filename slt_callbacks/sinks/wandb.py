@@ -1,0 +1,113 @@
+"""Weights & Biases: one row a measurement, on an x axis of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import wandb
+
+from slt_callbacks.observables import Picture
+from slt_callbacks.sinks.base import PREFIX, STEP_KEY, Publication
+from slt_callbacks.sinks.files import caption, write_matrices
+from slt_callbacks.sinks.images import correlation_map
+
+
+class WandbSink:
+    """Logs to the runs of the trainer's WandbLoggers, and never ends them.
+
+    Every key is defined against ``slt/step``, the optimizer steps at the fork, by its own name (a glob would conflict
+    with WandbLogger's own). The settings go to the run's config under ``slt``.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[Any] = []
+        self._defined: set[str] = set()
+        self._pending: Publication | None = None
+
+    def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
+        """Find the runs and write the settings."""
+        self._runs = [run for run in map(wandb_run, loggers) if run is not None]
+        self._defined = set()
+        for run in self._runs:
+            run.config.update({PREFIX: dict(config)}, allow_val_change=True)
+
+    def publish(self, publication: Publication) -> None:
+        """One `log` call, without a step: W&B's own counter stays with the training metrics."""
+        scalars: dict[str, Any] = {**publication.scalars, "trainer/global_step": publication.log_step}
+        for run in self._runs:
+            for key in publication.scalars:
+                if key == STEP_KEY and key not in self._defined:
+                    run.define_metric(key)
+                elif key not in self._defined:
+                    run.define_metric(key, step_metric=STEP_KEY, summary="last,max")
+            try:
+                run.log(scalars | _media(publication))
+            except Exception:
+                # A table asks the server before the row is written, an image the disk: neither may cost the numbers.
+                run.log(scalars)
+                raise
+        self._defined |= publication.scalars.keys()
+        if publication.matrices:
+            self._pending = publication
+            if publication.events:
+                self._log_matrices()
+
+    def close(self) -> None:
+        """The last matrices; the runs belong to the user."""
+        self._log_matrices()
+        self._runs = []
+
+    def _log_matrices(self) -> None:
+        """One compressed artifact, at events and at the end: a table of a matrix would take seconds."""
+        publication, self._pending = self._pending, None
+        if publication is None:
+            return
+        for run in self._runs:
+            artifact = wandb.Artifact(f"{PREFIX}-matrices-{run.id}", type=f"{PREFIX}-matrices")
+            with artifact.new_file("matrices.npz", mode="wb") as file:
+                write_matrices(file, publication.measurement.step, publication.matrices)
+            run.log_artifact(artifact)
+
+
+def send_alert(loggers: Sequence[Any], title: str, text: str) -> bool:
+    """Send an alert to every W&B run among the loggers.
+
+    Args:
+        loggers: The trainer's loggers.
+        title: Constant and under 64 characters: W&B's rate limit is per title.
+        text: The numbers.
+
+    Returns:
+        Whether there was a run.
+    """
+    runs = [run for run in map(wandb_run, loggers) if run is not None]
+    for run in runs:
+        run.alert(title=title, text=text, level="WARN")
+    return bool(runs)
+
+
+def wandb_run(logger: Any) -> Any | None:
+    """The W&B run of a Lightning logger, or None for another kind of logger, or off rank 0."""
+    experiment = getattr(logger, "experiment", None)
+    return experiment if isinstance(experiment, wandb.Run) else None
+
+
+def _media(publication: Publication) -> dict[str, Any]:
+    media: dict[str, Any] = {}
+    if publication.events:
+        media |= {f"{PREFIX}/events": _table(publication.events), f"{PREFIX}/stages": _table(publication.stages)}
+    media |= {f"{PREFIX}/{key}": _table(rows) for key, rows in publication.tables.items()}
+    return media | {f"{PREFIX}/{key}": _image(publication, picture) for key, picture in publication.pictures.items()}
+
+
+def _image(publication: Publication, picture: Picture) -> wandb.Image:
+    return wandb.Image(correlation_map(picture.matrix), caption=caption(publication.measurement.step, picture.caption))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> wandb.Table:
+    """Rows with different fields as one table; a field that a row lacks is empty."""
+    columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+    return wandb.Table(
+        columns=columns, data=[[row.get(str(name)) for name in columns] for row in rows], allow_mixed_types=True
+    )

@@ -1,0 +1,122 @@
+"""What sampling costs beside the bare forward and backward passes it cannot do without."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import subprocess
+import sys
+
+import torch
+from torch import nn
+
+from slt_callbacks import SGLD, Estimator, SamplerConfig
+from slt_callbacks.sampling import (
+    Engine,
+    Fork,
+    LocalPosterior,
+    Objective,
+    SequentialEngine,
+    VectorizedEngine,
+    draw_reference,
+    largest_curvature,
+    make_chains,
+)
+from tests.benchmarks.models import Transformer, perceptron, square_losses, token_losses, token_rows
+from tests.benchmarks.rows import Row, at_most, interleaved, seconds
+
+_BATCH = 16
+
+
+def rows() -> list[Row]:
+    return [chain_step(), vectorized(), *fixed_cost(), memory()]
+
+
+def bare_steps(module: nn.Module, batch: torch.Tensor, num_steps: int) -> None:
+    """Forward and backward, and nothing else."""
+    for _ in range(num_steps):
+        token_losses(module, batch).mean().backward()
+        for parameter in module.parameters():
+            parameter.grad = None
+
+
+def chain_step(num_steps: int = 5, repeats: int = 40) -> Row:
+    torch.manual_seed(0)
+    module, batch = Transformer(), token_rows(_BATCH)
+    config = SamplerConfig(SGLD(1e-4), num_chains=1)
+    objective = Objective(Fork(module), token_losses, draw_reference([batch]))
+    objective.measure_fork()
+    engine = SequentialEngine(objective, config.dynamics, LocalPosterior(nbeta=100.0, localization=100.0))
+    chains = make_chains(config, objective.fork.device, seed=0, step=0)
+
+    def chain() -> None:
+        for _ in engine.advance(chains, num_steps, keep=False):
+            pass
+
+    bare, ours, ratio = interleaved(lambda: bare_steps(module, batch, num_steps), chain, repeats)
+    times = f"{1e3 * ours / num_steps:.2f} ms against {1e3 * bare / num_steps:.2f} ms"
+    note = f"{times}, 137k-parameter transformer, B {_BATCH}"
+    return at_most("chain step / bare forward+backward", ratio, 1.10, "x", note)
+
+
+def vectorized(num_chains: int = 16, num_steps: int = 20, repeats: int = 15) -> Row:
+    torch.manual_seed(0)
+    module, batch = perceptron(64, 96, 24, 10), torch.randn(32, 64)
+    config = SamplerConfig(SGLD(1e-4), num_chains=num_chains)
+    objective = Objective(Fork(module), square_losses, draw_reference([batch]))
+    objective.measure_fork()
+    posterior = LocalPosterior(nbeta=10.0, localization=100.0)
+    engines = (kind(objective, config.dynamics, posterior) for kind in (SequentialEngine, VectorizedEngine))
+
+    def run(engine: Engine) -> None:
+        for group in engine.groups(make_chains(config, objective.fork.device, seed=0, step=0)):
+            for _ in engine.advance(group, num_steps, keep=False):
+                pass
+
+    one, many, ratio = interleaved(*(functools.partial(run, engine) for engine in engines), repeats)
+    steps = num_chains * num_steps
+    note = f"{1e6 * many / steps:.0f} us against {1e6 * one / steps:.0f} us a chain step, 9k parameters, B 32"
+    return at_most("vectorized / sequential chain step", ratio, 0.5, "x", note)
+
+
+def fixed_cost(repeats: int = 30) -> list[Row]:
+    """A whole measurement of one draw a chain, less its search for the stiffest direction and its four SGLD steps."""
+    torch.manual_seed(0)
+    module, batch = perceptron(64, 640, 768, 640, 64), torch.randn(2, 64)
+    config = SamplerConfig(SGLD(1e-5), num_draws=1, num_burnin_steps=0)
+    estimator = Estimator(draw_reference([batch]), square_losses, None, config)
+    objective = Objective(Fork(module), square_losses, draw_reference([batch]))
+    objective.measure_fork()
+    posterior = LocalPosterior(nbeta=1.0, localization=100.0)
+    engine = SequentialEngine(objective, config.dynamics, posterior)
+    chains = make_chains(config, objective.fork.device, seed=0, step=0)
+    noise = torch.Generator().manual_seed(0)
+
+    def search() -> None:
+        largest_curvature(objective, posterior, noise)
+
+    def steps() -> None:
+        for _ in engine.advance(chains[:1], 4, keep=False):
+            pass
+
+    rounds = [[seconds(f) for f in (lambda: estimator.measure(module), search, steps)] for _ in range(repeats)]
+    fixed = statistics.median(whole - searching - stepping for whole, searching, stepping in rounds)
+    whole, searching, stepping = (statistics.median(times) for times in zip(*rounds, strict=True))
+    note = (
+        f"1.07 M parameters, 4 chains: {1e3 * whole:.1f} ms, {1e3 * stepping:.1f} ms of them 4 SGLD steps on 2 samples"
+    )
+    search_note = f"once a measurement: 16 passes, 6 from the second on; {1e3 * searching:.1f} ms on 2 samples"
+    return [
+        at_most("fixed cost of a measurement", 1e3 * fixed, 20.0, "ms", note),
+        Row("search for the stiffest direction / SGLD step", 4 * searching / stepping, "x", note=search_note),
+    ]
+
+
+def memory() -> Row:
+    """Peak resident memory that a measurement adds, in a process of its own, over that of the parameters."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.memory"], check=True, capture_output=True, text=True
+    )
+    added, parameters = map(int, printed.stdout.split())
+    note = f"{added / 2**20:.0f} MiB for {parameters / 2**20:.0f} MiB of parameters, cold chains"
+    return at_most("memory beyond the live model / parameters", added / parameters, 3.0, "x", note)

@@ -1,0 +1,61 @@
+import math
+
+import pytest
+
+from slt_callbacks.callbacks.budget import Budget
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_first_measurement_always_fits_and_later_ones_wait_until_training_has_paid() -> None:
+    clock = Clock()
+    budget = Budget(0.1, clock)
+    budget.start()
+    assert budget.allows()
+    clock.now = 10.0
+    budget.spend(2.0)  # of these 10 seconds
+    assert budget.overhead == pytest.approx(2 / 8)
+    clock.now = 41.0  # 39 seconds of training: another 2 would make 4 of 39
+    assert not budget.allows()
+    clock.now = 42.5
+    assert budget.allows()
+
+
+def test_without_a_limit_everything_fits_and_the_overhead_is_still_measured() -> None:
+    clock = Clock()
+    budget = Budget(None, clock)
+    budget.start()
+    clock.now = 3.0
+    budget.spend(2.0)
+    assert budget.allows()
+    assert budget.overhead == pytest.approx(2.0)
+
+
+def test_a_kept_budget_stays_under_its_limit_in_a_long_run() -> None:
+    clock = Clock()
+    budget = Budget(0.05, clock)
+    budget.start()
+    measured = 0.0
+    for _ in range(2000):
+        clock.now += 0.1
+        if budget.allows():
+            clock.now += 0.3
+            measured += 0.3
+            budget.spend(0.3)
+    training = clock.now - measured
+    assert 0.04 < measured / training <= 0.05
+
+
+def test_before_training_the_overhead_is_infinite() -> None:
+    assert math.isinf(Budget(0.1, Clock()).overhead)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "much", True])
+def test_a_limit_that_is_no_positive_share_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="`max_overhead` to be a positive share or None"):
+        Budget(value)  # type: ignore[arg-type]

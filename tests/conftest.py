@@ -1,0 +1,22 @@
+"""What every test shares."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tensors in tests are tiny: a second thread only waits, and on a busy machine for milliseconds a step."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_wandb_run_is_left() -> Iterator[None]:
+    """A WandbLogger goes on in the run that it finds, which must not be that of the test before."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.run.finish()

@@ -1,0 +1,179 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from slt_callbacks.detection import JumpDetector, JumpEvent
+
+
+def noisy(seed, n=80, at=None, size=10.0, width=1, sd=1.0, level=50.0):
+    values = level + np.random.default_rng(seed).normal(0, sd, n)
+    if at is not None:
+        values += size * np.clip((np.arange(n) - at + 1) / width, 0, 1)
+    return values
+
+
+def run(values, stderr=1.0, detector=None, steps=None):
+    detector = detector or JumpDetector()
+    steps = range(len(values)) if steps is None else steps
+    events = [detector.update(step, float(value), stderr) for step, value in zip(steps, values, strict=True)]
+    return [event for event in events if event is not None]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("side", [1, -1])
+def test_planted_jump_gives_one_event_in_time(width, side):
+    for seed in range(5):
+        (event,) = run(noisy(seed, at=40, size=side * 20.0, width=width))
+        assert event.direction == side
+        assert 41 <= event.index <= 40 + width
+        assert 39 <= event.onset_index <= 41
+        assert event.step == event.index
+        assert event.delta * side > 8
+        assert event.z > 4.2
+
+
+def test_size_of_a_finished_jump():
+    (event,) = run(noisy(0, at=40, size=20.0))
+    assert event.delta == pytest.approx(20, abs=3)
+
+
+def test_steps_are_those_of_the_series():
+    steps = [10 * i for i in range(80)]
+    (event,) = run(noisy(0, at=40, size=20.0), steps=steps)
+    assert (event.step, event.onset_step) == (10 * event.index, 400)
+
+
+@pytest.mark.parametrize("stderr", [0.02, 1.0, 50.0, None, math.nan])
+def test_null_series_are_quiet(stderr):
+    events = sum(len(run(noisy(seed, 200), stderr)) for seed in range(8))
+    assert events <= 1  # 1600 points; 0.03 per 100 is what correlated noise with spikes gives
+
+
+def test_ramp_is_no_staircase():
+    for seed in range(5):
+        ramp = np.concatenate([np.zeros(30), np.arange(60) * 3.0])
+        assert len(run(noisy(seed, 90) + ramp)) <= 1
+
+
+def test_wandering_noise_raises_the_bar_itself():
+    events = 0
+    for seed in range(8):
+        wander = np.zeros(200)
+        for i, shock in enumerate(np.random.default_rng(seed).normal(0, 1, 199)):
+            wander[i + 1] = 0.95 * wander[i] + shock
+        events += len(run(50 + wander + np.random.default_rng(seed + 99).normal(0, 0.3, 200)))
+    assert events <= 3  # 11 where forecast errors are not held against the noise scale
+
+
+def test_single_spikes_give_nothing():
+    for seed in range(5):
+        values = noisy(seed, 120)
+        values[[40, 60, 63, 100]] += [15, -15, 20, 15]
+        assert run(values) == []
+
+
+def test_sign_symmetry_and_scale_invariance():
+    for seed in range(3):
+        values = noisy(seed, at=40, size=12.0, width=2)
+        events = run(values)
+        mirrored = run(-values)
+        scaled = run(4096.0 * values, 4096.0)  # a power of two: no rounding
+        assert [(e.index, e.direction) for e in mirrored] == [(e.index, -e.direction) for e in events]
+        assert [(e.index, e.direction, e.delta / 4096) for e in scaled] == [
+            (e.index, e.direction, e.delta) for e in events
+        ]
+        assert [e.index for e in run(values, 0.02)] == [e.index for e in run(values, 1.0)] != []
+
+
+def test_missing_points_keep_their_index():
+    values = noisy(0, at=40, size=20.0)
+    values[[10, 11, 25, 39, 41]] = [math.nan] * 4 + [math.inf]
+    (event,) = run(values)
+    assert event.index == 42
+    assert event.onset_index == 40
+
+
+def test_jump_back_gives_the_other_direction():
+    values = noisy(1, 90, at=30, size=20.0) - 20.0 * (np.arange(90) >= 60)
+    assert [(e.direction, e.index) for e in run(values)] == [(1, 31), (-1, 61)]
+
+
+def test_presets_are_ordered():
+    def count(preset):
+        return sum(len(run(noisy(s, 60, at=40, size=5.0), detector=JumpDetector(preset))) for s in range(24))
+
+    sensitive, default, strict = count("sensitive"), count("default"), count("strict")
+    assert sensitive > default > strict
+    assert run(noisy(0, at=40, size=30.0), detector=JumpDetector("strict"))[0].preset == "strict"
+
+
+def test_min_jump_is_a_fraction_of_the_level():
+    values = noisy(0, at=40, size=20.0)  # from 50 to 70
+    assert len(run(values, detector=JumpDetector(min_jump=0.3))) == 1
+    assert run(values, detector=JumpDetector(min_jump=0.5)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_resuming_at_every_point_gives_the_same_events(seed):
+    values = noisy(seed, 70, at=25, size=15.0, width=3) - 12.0 * (np.arange(70) >= 62)
+    values[[7, 33]] = math.nan
+    unstopped = JumpDetector("sensitive", 0.01)
+    whole = run(values, detector=unstopped)
+    assert len(whole) == 2
+    for stop in range(len(values)):
+        first, second = JumpDetector("sensitive", 0.01), JumpDetector()
+        events = run(values[:stop], detector=first)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        events += run(values[stop:], detector=second, steps=range(stop, 70))
+        assert events == whole
+        assert json.dumps(second.state_dict()) == json.dumps(unstopped.state_dict())
+        assert (second.sensitivity, second.min_jump) == ("sensitive", 0.01)
+
+
+def test_state_is_a_copy():
+    detector = JumpDetector()
+    run(noisy(0, 20), detector=detector)
+    state = detector.state_dict()
+    before = json.dumps(state)
+    run(noisy(0, 20), detector=detector, steps=range(20, 40))
+    assert json.dumps(state) == before
+
+
+def test_break_gives_no_event_and_later_jumps_do():
+    values = noisy(0, 90, at=40, size=50.0) + 30.0 * (np.arange(90) >= 70)
+    detector = JumpDetector()
+    events = run(values[:40], detector=detector)
+    detector.mark_break()
+    events += run(values[40:], detector=detector, steps=range(40, 90))
+    assert [(e.index, e.onset_index, e.step) for e in events] == [(71, 70, 71)]
+
+
+def test_phi():
+    detector = JumpDetector()
+    assert math.isnan(detector.phi)
+    run(noisy(0, 200), 0.5, detector=detector)
+    assert detector.phi == pytest.approx(2.0, rel=0.3)
+
+
+def test_event_is_frozen_and_plain():
+    (event,) = run(noisy(0, at=40, size=20.0))
+    assert isinstance(event, JumpEvent)
+    assert [type(v) for v in vars(event).values()] == [int, int, int, float, float, int, int, str]
+    with pytest.raises(AttributeError, match="cannot assign"):
+        event.step = 3
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"Expected `sensitivity` to be one of .*'strict'.*, but got 'x'\."):
+        JumpDetector("x")
+    with pytest.raises(ValueError, match=r"Expected `min_jump` to be a non-negative number, but got -1\."):
+        JumpDetector(min_jump=-1)
+    with pytest.raises(ValueError, match=r"Expected `min_jump`.*nan"):
+        JumpDetector(min_jump=math.nan)
+    detector = JumpDetector()
+    detector.update(5, 1.0)
+    for step in (5, 4):
+        with pytest.raises(ValueError, match=rf"Expected `step` to be larger than the last one \(5\), but got {step}"):
+            detector.update(step, 1.0)

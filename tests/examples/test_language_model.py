@@ -1,0 +1,91 @@
+"""The main job as a user runs it: a script in its own process, without a W&B account."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "language_model.py"
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`, which is also the home, so that no account of the user's is found."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    environment |= {"HOME": str(folder), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, because matplotlib takes seconds to list the fonts in a new home."""
+    return tmp_path_factory.mktemp("language_model")
+
+
+@pytest.fixture(scope="module")
+def smoke(home: Path) -> tuple[Path, str]:
+    """The folder of a smoke run, and what it printed."""
+    result = run(str(SCRIPT), "--smoke", "--output-dir", "out", folder=home)
+    assert result.returncode == 0, result.stderr
+    return home, result.stdout
+
+
+def test_smoke_prints_a_table_of_finite_measurements(smoke: tuple[Path, str]) -> None:
+    folder, printed = smoke
+    rows = re.findall(r"^ *(\d+) +(\S+) +(\S+) \+- (\S+) +(\S+)$", printed, flags=re.MULTILINE)
+
+    assert [int(row[0]) for row in rows] == [1, 2, 3, 6, 12]
+    assert np.isfinite([[float(value) for value in row] for row in rows]).all()
+    assert all(0 < float(loss) < 6 for _, loss, *_ in rows)
+    assert "logging offline" in printed
+    assert re.search(r"measurements took .* \(\d+%\)", printed)
+    assert {path.name for path in folder.iterdir()} <= {"out", ".cache", ".config", ".local"}
+
+
+def test_smoke_draws_a_figure(smoke: tuple[Path, str]) -> None:
+    with Image.open(smoke[0] / "out" / "language_model.png") as image:
+        assert image.format == "PNG"
+        assert 600 < image.width < 4000
+        assert 400 < image.height < 4000
+        assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 50
+
+
+def test_smoke_leaves_a_run_that_leet_can_read(smoke: tuple[Path, str]) -> None:
+    folder, printed = smoke
+    (where,) = re.findall(r"wandb leet (\S+)$", printed, flags=re.MULTILINE)
+    (file,) = (folder / where).glob("run-*.wandb")
+
+    result = run("-m", "wandb", "leet", "inspect", "--json", str(file), folder=folder)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    found = [row["slt/llc/mean"] for row in rows if "slt/llc/mean" in row]
+    assert len(found) == 5
+    assert np.isfinite(found).all()
+
+
+def test_help_explains_every_flag(home: Path) -> None:
+    result = run(str(SCRIPT), "--help", folder=home)
+
+    assert result.returncode == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    for flag in ("--max-steps", "--d-model", "--layers", "--seed", "--output-dir", "--smoke"):
+        assert re.search(rf" {flag} [^(]*[a-z]{{4}}[^(]*\(default: ", text), flag
+    assert "(default: 3000)" in text
+    assert not (home / "runs").exists()

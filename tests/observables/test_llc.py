@@ -1,0 +1,95 @@
+"""The LLC from draws: pairing, dropped chains, and verbs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from slt_callbacks.observables import LLC, ReferencePoint
+from slt_callbacks.sampling import Draw
+
+NBETA = 10.0
+
+
+def fed(excess: torch.Tensor, offset: float = 5.0) -> LLC:
+    """An LLC that has seen a table ``(C, T)`` of excess losses over a reference loss that moves with the minibatch."""
+    llc, empty = LLC(), torch.empty(0)
+    llc.reset(ReferencePoint(0, offset, empty, empty, NBETA, 1.0, *excess.shape))
+    for chain, row in enumerate(excess):
+        for index, value in enumerate(row):
+            loss = value + offset + 100 * index  # minibatches of very different reference losses
+            llc.update(Draw(chain, index, samples=None, losses=loss[None], loss=loss, excess=value))
+    return llc
+
+
+EXCESS = torch.tensor([[0.1, 0.3, 0.2], [0.5, -0.3, 0.4]], dtype=torch.float64)
+
+
+def test_the_numbers_are_those_of_their_definitions() -> None:
+    result = fed(EXCESS).compute()
+    chains = [NBETA * 0.2, NBETA * 0.2]
+    assert result["per_chain"].tolist() == pytest.approx(chains)
+    assert result["mean"] == pytest.approx(2.0)
+    moved = fed(EXCESS + torch.tensor([[0.0], [0.3]])).compute()
+    assert moved["per_chain"].tolist() == pytest.approx([2.0, 5.0])
+    assert moved["std"] == pytest.approx(3 / math.sqrt(2))  # ddof 1
+    assert moved["stderr"] == pytest.approx(1.5)
+    assert moved["variance_llc"] == pytest.approx(float(((EXCESS + torch.tensor([[0.0], [0.3]])) * NBETA).var()))
+    assert moved["reference_loss"] == 5.0
+    torch.testing.assert_close(result["loss_trace"][1], EXCESS[1] + 5 + 100 * torch.arange(3))
+
+
+def test_losses_are_compared_with_the_same_samples_at_the_fork_in_mean_and_variance() -> None:
+    # Losses go up by 100 a draw with the minibatch; the excess, which is paired, does not.
+    result = fed(EXCESS).compute()
+    assert result["mean"] == pytest.approx(2.0)
+    assert result["variance_llc"] < 100 * float(EXCESS.var()) * 1.001
+
+
+def test_a_negative_estimate_is_reported_as_it_is() -> None:
+    result = fed(-EXCESS).compute()
+    assert result["mean"] == pytest.approx(-2.0)
+    assert result["per_chain"].tolist() == pytest.approx([-2.0, -2.0])
+
+
+def test_a_dropped_chain_keeps_its_place_and_counts_nowhere() -> None:
+    table = torch.stack([EXCESS[0], torch.tensor([0.1, math.nan, 1e30], dtype=torch.float64), EXCESS[1] + 0.3])
+    llc = fed(table)
+    llc.discard(1)
+    result = llc.compute()
+    assert result["per_chain"].isnan().tolist() == [False, True, False]
+    assert result["mean"] == pytest.approx(3.5)
+    assert result["std"] == pytest.approx(3 / math.sqrt(2))
+    assert result["stderr"] == pytest.approx(1.5)
+    assert result["variance_llc"] == pytest.approx(float((table[[0, 2]] * NBETA).var()))
+    assert result["loss_trace"][1].isnan().all()
+    assert not result["loss_trace"][[0, 2]].isnan().any()
+
+
+def test_the_only_chain_left_gets_its_error_from_its_own_trace() -> None:
+    noise = torch.randn(2, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    llc = fed(noise)
+    llc.discard(0)
+    result = llc.compute()
+    assert math.isnan(result["std"])
+    assert result["stderr"] == pytest.approx(float(NBETA * noise[1].std()) / math.sqrt(200), rel=0.25)
+
+
+def test_no_chain_left_gives_nan_and_no_warning() -> None:
+    llc = fed(EXCESS)
+    llc.discard(0)
+    llc.discard(1)
+    result = llc.compute()
+    assert all(math.isnan(result[name]) for name in ("mean", "stderr", "std", "variance_llc"))
+    assert result["per_chain"].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tables_are_float64_of_the_promised_shape(dtype: Any) -> None:
+    result = fed(EXCESS.to(dtype)).compute()
+    assert result["per_chain"].shape == (2,)
+    assert result["loss_trace"].shape == (2, 3)
+    assert result["per_chain"].dtype == result["loss_trace"].dtype == torch.float64

@@ -1,0 +1,133 @@
+"""The dashboard: built without a network, and what it shows is what the monitor logs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slt_callbacks import LLC, Influence, LossKernel, MemorySink, dashboard
+from slt_callbacks.callbacks.watch import Watch
+from tests.sinks.backend import fake_backend
+from tests.training import data, fit, monitor
+
+pytest.importorskip("wandb_workspaces", reason="the extra `workspace` is not installed")
+
+SECTIONS = ["LLC", "Stages", "Loss kernel", "Influence", "Health and cost"]
+STEP_AXIS = "slt/step"
+# Logged only at events: a short fit has none.
+AT_EVENTS = {"slt/events", "slt/stages", "slt/influence/events"}
+
+
+def spec(workspace: Any) -> dict[str, Any]:
+    """What would be sent to W&B; making it validates the panels."""
+    content: dict[str, Any] = json.loads(workspace._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+    return content["section"]  # type: ignore[no-any-return]
+
+
+def panels(workspace: Any) -> list[dict[str, Any]]:
+    return [panel for section in spec(workspace)["panelBankConfig"]["sections"] for panel in section["panels"]]
+
+
+def lines(workspace: Any) -> list[dict[str, Any]]:
+    return [panel["config"] for panel in panels(workspace) if panel["viewType"] == "Run History Line Plot"]
+
+
+def images(workspace: Any) -> list[str]:
+    return [
+        key
+        for panel in panels(workspace)
+        if panel["viewType"] == "Media Browser"
+        for key in panel["config"]["mediaKeys"]
+    ]
+
+
+def tables(workspace: Any) -> set[str]:
+    shown = [json.dumps(panel["config"]) for panel in panels(workspace) if panel["viewType"] == "Weave"]
+    return {key for config in shown for key in re.findall(r'"val": "(slt/[^"]*)"', config)}
+
+
+def test_every_section_is_there_and_every_line_lies_on_the_step_of_the_fork() -> None:
+    workspace = dashboard("me", "mine", save=False)
+    sections = spec(workspace)["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == SECTIONS
+    assert all(section["isOpen"] and section["panels"] for section in sections)
+    assert {line["xAxis"] for line in lines(workspace)} == {STEP_AXIS}
+    assert spec(workspace)["settings"]["xAxis"] == STEP_AXIS
+    assert images(workspace) == ["slt/kernel/map", "slt/influence/map"]
+    assert tables(workspace) == AT_EVENTS
+    assert (workspace.entity, workspace.project) == ("me", "mine")
+
+
+def test_what_it_shows_is_what_a_monitor_logs() -> None:
+    sink = MemorySink()
+    labels = [index % 2 for index in range(48)]
+    queries = Influence([next(iter(batches()))], labels=labels, query_labels=[0] * 6)
+    observables = {"llc": LLC(), "kernel": LossKernel(labels=labels), "influence": queries}
+    fit(monitor(observables=observables, sinks=[sink]), max_steps=6)
+    last = sink.publications[-1]
+    logged = {key for publication in sink.publications for key in publication.scalars} | Watch().scalars().keys()
+    logged |= {f"slt/{key}" for key in last.pictures} | {"slt/stage"}
+    workspace = dashboard("me", "mine", save=False)
+    shown = {key for line in lines(workspace) for key in line.get("metrics", [])} | set(images(workspace))
+    assert shown - logged == set()
+    (pattern,) = [line["metricRegex"] for line in lines(workspace) if "metricRegex" in line]
+    groups = {key for key in logged if re.fullmatch(pattern, key)}
+    assert groups
+    assert all(key.startswith("slt/influence/group/") for key in groups)
+
+
+def batches() -> Any:
+    tensors = data().tensors
+    yield [tensor[:6] for tensor in tensors]
+
+
+def test_panels_of_a_section_do_not_lie_on_one_another() -> None:
+    for section in spec(dashboard("me", "mine", save=False))["panelBankConfig"]["sections"]:
+        corners = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in section["panels"]]
+        assert len(set(corners)) == len(corners)
+        assert {x for x, _ in corners} <= {0, 8, 16}
+
+
+def test_observables_under_other_keys_share_the_plots() -> None:
+    workspace = dashboard("me", "mine", llc=["loss", "head"], kernel=[], influence=["pull"], save=False)
+    (first, *_) = lines(workspace)
+    assert first["metrics"] == ["slt/loss/mean", "slt/head/mean"]
+    assert images(workspace) == ["slt/pull/map"]
+    assert [section.name for section in workspace.sections] == [name for name in SECTIONS if name != "Loss kernel"]
+
+
+def test_it_is_saved_once_and_its_address_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_backend() as backend:
+        for name, value in {"BASE_URL": backend.url, "API_KEY": "0" * 40, "SILENT": "true"}.items():
+            monkeypatch.setenv(f"WANDB_{name}", value)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        for name in ("CACHE", "CONFIG", "DATA"):
+            monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path))
+        url = dashboard("tester", "tests", name="Mine")
+        (view,) = backend.sent("UpsertView2")
+    assert (view["entityName"], view["projectName"], view["displayName"]) == ("tester", "tests", "Mine")
+    assert re.search(r"/tester/tests\?nw=\w+$", url)
+
+
+@pytest.mark.parametrize(("entity", "project", "named"), [("", "mine", "entity"), ("me", None, "project")])
+def test_a_missing_name_is_asked_for(entity: Any, project: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected `{named}` to be the name of a W&B {named}, but got"):
+        dashboard(entity, project, save=False)
+
+
+def test_one_key_goes_into_a_list() -> None:
+    with pytest.raises(TypeError, match=r"Expected `kernel` to be a list of keys, such as \['k'\], but got 'k'"):
+        dashboard("me", "mine", kernel="k", save=False)
+
+
+def test_without_the_extra_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str, *_: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("slt_callbacks.sinks.dashboard.import_module", absent)
+    with pytest.raises(ImportError, match=r"pip install 'slt-callbacks\[workspace\]'"):
+        dashboard("me", "mine", save=False)

@@ -1,0 +1,461 @@
+"""One measurement, and an estimator over a run: failures, seeds, memory, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from slt_callbacks.estimate import Measurement
+from slt_callbacks.observables import LLC
+from slt_callbacks.sampling import SGLD, LossFnError, RMSPropSGLD, SamplerConfig, default_nbeta, draw_reference
+from tests import oracles
+from tests.problems import TWO_SAMPLES, Estimator, Quadratic, Weights, estimate, llc, settings, squared_error
+
+X = torch.linspace(-1, 1, 60).view(20, 3) ** 3
+Y = torch.linspace(1, 0, 20)[:, None].sqrt()
+DATA = [(X, Y)]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def trace(measurement: Measurement) -> torch.Tensor:
+    found: torch.Tensor = measurement["llc"]["loss_trace"]
+    return found
+
+
+# Seeds
+
+
+def test_same_seed_same_draws_and_another_seed_other_draws() -> None:
+    config = settings(1e-2, num_draws=5, batch_size=4)
+    first, again, other = (estimate(network(), DATA, squared_error, sampler=config, seed=s) for s in (3, 3, 4))
+    assert torch.equal(trace(first), trace(again))
+    assert not torch.equal(trace(first), trace(other))
+
+
+def test_the_step_of_the_fork_decides_the_random_numbers_too() -> None:
+    traces = [
+        trace(Estimator(draw_reference(DATA), squared_error, config=settings(1e-2)).measure(network(), step))
+        for step in (1, 1, 2)
+    ]
+    assert torch.equal(traces[0], traces[1])
+    assert not torch.equal(traces[0], traces[2])
+
+
+def test_global_seeds_have_no_say() -> None:
+    traces = []
+    for seed in (1, 2):
+        module = network()
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        traces.append(trace(estimate(module, DATA, squared_error, sampler=settings(1e-2, batch_size=4))))
+    assert torch.equal(*traces)
+
+
+@pytest.mark.parametrize("batch_size", [None, 6])
+def test_block_size_does_not_change_the_numbers(batch_size: int | None) -> None:
+    whole, blocks = (
+        trace(
+            estimate(
+                network().double(),
+                DATA,
+                squared_error,
+                sampler=settings(1e-2, num_draws=8, batch_size=batch_size, block_size=block_size),
+            )
+        )
+        for block_size in (None, 4)
+    )
+    torch.testing.assert_close(blocks, whole, rtol=1e-10, atol=0)
+
+
+def test_a_chain_does_not_depend_on_how_many_others_there_are() -> None:
+    few, many = (
+        trace(estimate(network(), DATA, squared_error, sampler=settings(1e-2, batch_size=5, num_chains=c)))
+        for c in (2, 4)
+    )
+    assert torch.equal(few, many[:2])
+
+
+def test_scalar_and_per_sample_losses_give_the_same_llc() -> None:
+    per_sample, scalar = (
+        estimate(network(), DATA, loss_fn, sampler=settings(1e-2, num_draws=6))
+        for loss_fn in (squared_error, lambda m, b: squared_error(m, b).mean())
+    )
+    torch.testing.assert_close(trace(per_sample), trace(scalar), rtol=1e-5, atol=1e-7)
+    assert llc(per_sample) == pytest.approx(llc(scalar), rel=1e-3, abs=1e-5)
+
+
+# What a measurement says
+
+
+def test_a_measurement_has_the_promised_names() -> None:
+    config = settings(1e-3, num_draws=20, num_burnin_steps=3)
+    measurement = estimate(network(), DATA, squared_error, sampler=config)
+    assert set(measurement["llc"]) >= {
+        "mean",
+        "stderr",
+        "std",
+        "per_chain",
+        "variance_llc",
+        "reference_loss",
+        "loss_trace",
+    }
+    assert set(measurement["health"]) >= {
+        "failed_chains",
+        "num_valid_draws",
+        "rhat",
+        "ess",
+        "drift",
+        "step_size",
+        "step_bias",
+    }
+    assert measurement["cost"]["sgld_steps"] == 2 * 23
+    assert 0 < measurement["cost"]["seconds"] < 60
+    assert measurement["health"]["num_valid_draws"] == 40
+    assert measurement["health"]["failed_chains"] == 0
+    assert measurement.step == 0
+    assert not measurement.failed
+    assert measurement.scalars()["llc/mean"] == llc(measurement)
+    assert all(isinstance(value, (int, float)) for value in measurement.scalars().values())
+    with pytest.raises(KeyError, match="No observable 'kernel' in this measurement"):
+        measurement["kernel"]
+
+
+def test_reference_loss_is_the_mean_over_the_whole_set_even_with_minibatches() -> None:
+    module = network()
+    measurement = estimate(module, DATA, squared_error, sampler=settings(batch_size=3))
+    assert measurement["llc"]["reference_loss"] == pytest.approx(
+        float(squared_error(module, (X, Y)).detach().mean()), rel=1e-6
+    )
+
+
+def test_nbeta_defaults_to_n_over_log_n_and_is_reported() -> None:
+    measurement = estimate(network(), DATA, squared_error, sampler=settings(nbeta=None), num_samples=12)
+    assert measurement["health"]["nbeta"] == pytest.approx(default_nbeta(12))
+
+
+def test_two_llcs_do_not_collide() -> None:
+    measurement = estimate(
+        network(), DATA, squared_error, observables={"first": LLC(), "second": LLC()}, sampler=settings()
+    )
+    assert measurement["first"]["mean"] == measurement["second"]["mean"]
+
+
+class Held:
+    """A user's own observable without `discard`."""
+
+    def reset(self, reference: Any) -> None:
+        self.chains: list[int] = []
+        self.sum = 0.0
+
+    def update(self, draw: Any) -> None:
+        self.chains.append(draw.chain)
+        self.sum += float(draw.excess)
+
+    def compute(self) -> dict[str, float]:
+        return {"draws": len(self.chains), "mean": self.sum / len(self.chains)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Still:
+    """A user's own dynamics: stays put, then jumps to a value of its chain's first random number."""
+
+    step_size: float = 1.0
+
+    def init(self, position: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}
+
+    def step(
+        self, position: Any, gradient: Any, noise: Any, anchor: Any, posterior: Any, state: Any, sgld_step: int
+    ) -> None:
+        position.copy_(noise)
+
+
+def test_users_own_dynamics_and_observable_work() -> None:
+    config = dataclasses.replace(settings(num_draws=400, num_burnin_steps=1, nbeta=2.0), dynamics=Still())
+    observables = {"held": Held(), "llc": LLC()}
+    measurement = estimate(Weights(50), TWO_SAMPLES, Quadratic(torch.ones(50)), observables=observables, sampler=config)
+    # Independent standard normal positions: nbeta L has mean 50 and variance 100.
+    assert abs(llc(measurement) - 50) < 3 * 10 / 800**0.5
+    assert measurement["held"]["draws"] == 800
+    assert measurement["held"]["mean"] == pytest.approx(llc(measurement) / 2.0, rel=1e-6)
+    assert math.isnan(measurement["health"]["step_bias"])
+
+
+# Failing chains
+
+
+class Poison:
+    """A loss that turns non-finite, or senseless, in one chain at one of its steps."""
+
+    def __init__(self, chain: int | None, at: int, value: float, steps: int) -> None:
+        self.chain, self.at, self.value, self.steps, self.calls = chain, at, value, steps, 0
+
+    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+        losses = squared_error(module, batch)
+        if torch.is_grad_enabled() and not self.warming:
+            chain, step = divmod(self.calls, self.steps)
+            self.calls += 1
+            if step == self.at and self.chain in (None, chain):
+                return losses * 0 + self.value
+        return losses
+
+    warming = True
+
+
+def poisoned(chain: int | None, at: int, value: float, observables: Any = None) -> Measurement:
+    config = settings(1e-3, num_chains=3, num_draws=10, num_burnin_steps=2)
+    loss_fn = Poison(chain, at, value, config.num_steps)
+    reference = draw_reference(DATA)
+
+    class Switch(LLC):
+        def reset(self, point: Any) -> None:  # called when the chains are about to start
+            super().reset(point)
+            loss_fn.warming = False
+
+    estimator = Estimator(reference, loss_fn, {"llc": Switch(), **(observables or {})}, config)
+    return estimator.measure(network())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
+@pytest.mark.parametrize("at", [2, 6, 11])
+def test_a_failed_chain_is_dropped_from_its_first_draw_on_and_counted(value: float, at: int) -> None:
+    clean = poisoned(None, -1, 0.0, {"held": Held()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = poisoned(1, at, value, {"held": Held()})
+    assert not found.failed
+    assert found["llc"]["per_chain"].isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found["llc"]["per_chain"][[0, 2]], clean["llc"]["per_chain"][[0, 2]], rtol=0, atol=0)
+    assert llc(found) == pytest.approx(float(clean["llc"]["per_chain"][[0, 2]].mean()))
+    assert found["llc"]["loss_trace"][1].isnan().all()
+    assert found["health"]["failed_chains"] == 1
+    assert found["health"]["num_valid_draws"] == 20
+    assert clean["health"]["num_valid_draws"] == 30
+    assert found["held"]["draws"] == 20
+    assert math.isfinite(found["held"]["mean"])
+
+
+def test_a_step_beyond_stability_is_divergence_and_not_an_estimate() -> None:
+    # eps k = 5 > 4: doubles and more at every step, finite for a long time.
+    config = settings(0.5, nbeta=10.0, localization=0.0, num_draws=12, num_burnin_steps=6)
+    with pytest.warns(UserWarning, match="all 2 chains diverged: try a smaller `step_size`") as caught:
+        measurement = estimate(Weights(5), TWO_SAMPLES, Quadratic(torch.ones(5)), sampler=config)
+    assert len([w for w in caught if issubclass(w.category, UserWarning)]) == 1
+    assert measurement.failed
+    assert math.isnan(llc(measurement))
+    assert measurement["llc"]["per_chain"].isnan().all()
+    assert measurement["health"]["failed_chains"] == 2
+    assert measurement["health"]["num_valid_draws"] == 0
+    assert measurement["llc"]["reference_loss"] == 0
+
+
+def test_no_chain_left_is_a_failed_measurement_even_for_an_observable_that_cannot_compute() -> None:
+    found = poisoned(None, 4, math.nan, {"held": Held()})
+    assert found.failed
+    assert found["held"] == {}
+    assert math.isnan(llc(found))
+
+
+def test_a_fork_without_a_finite_loss_fails_with_one_warning() -> None:
+    module = network()
+    with torch.no_grad():
+        module[0].weight[0, 0] = math.nan
+    with pytest.warns(UserWarning, match="the loss or its gradient is not finite at the fork") as caught:
+        measurement = estimate(module, DATA, squared_error, sampler=settings())
+    assert len(caught) == 1
+    assert measurement.failed
+    assert math.isnan(llc(measurement))
+    assert measurement["health"]["failed_chains"] == 2
+
+
+def test_an_equilibrium_far_from_the_fork_is_no_divergence() -> None:
+    h = torch.full((4000,), 1.0)
+    config = settings(1e-2, nbeta=50.0, localization=0.0, num_draws=5, num_burnin_steps=100)
+    measurement = estimate(Weights(4000), TWO_SAMPLES, Quadratic(h), sampler=config)
+    assert llc(measurement) > 1900
+    assert measurement["health"]["failed_chains"] == 0
+
+
+# Persistent chains
+
+
+def quadratic_estimator(dynamics: Any = None, **changes: Any) -> Estimator:
+    config = settings(2e-3, nbeta=50.0, localization=5.0, **changes)
+    if dynamics is not None:
+        config = dataclasses.replace(config, dynamics=dynamics)
+    return Estimator(draw_reference(TWO_SAMPLES), Quadratic(torch.ones(500)), config=config, persistent=True)
+
+
+def test_the_second_measurement_starts_where_the_first_one_ended() -> None:
+    estimator = quadratic_estimator(num_draws=40, num_burnin_steps=0)
+    first = estimator.measure(Weights(500), step=1)
+    second = estimator.measure(Weights(500), step=2)
+    together = oracles.quadratic_llc(np.ones(500), 50.0, 5.0, 2e-3, 80)
+    # Draw 40 of one long chain: the closed form at that step, against 0 for a cold start.
+    assert float(trace(first)[:, 0].abs().max()) == 0
+    spread = 4 * math.sqrt(together.draw_covariance[40, 40])
+    assert 0 < spread < together.draw_means[40]
+    for chain in range(2):
+        assert abs(50.0 * float(trace(second)[chain, 0]) - together.draw_means[40]) < spread
+    stderr = math.sqrt(float(together.draw_covariance[40:, 40:].mean()) / 2)
+    assert abs(llc(second) - float(together.draw_means[40:].mean())) < 3 * stderr
+
+
+def test_displacement_is_carried_along_when_the_weights_move() -> None:
+    estimator = quadratic_estimator(num_draws=1, num_burnin_steps=0, num_chains=1)
+    estimator.measure(Weights(500))
+    displacement = estimator.state_dict()["chains"][0]["displacement"]
+    moved = torch.linspace(-1, 1, 500)
+    second = estimator.measure(Weights(moved), step=1)
+    assert float(trace(second)) == pytest.approx(float((moved + displacement).square().sum() / 2), rel=1e-5)
+
+
+def test_warm_measurements_cost_less_and_hold_the_value() -> None:
+    estimator = quadratic_estimator(num_draws=30, num_burnin_steps=400)
+    expected = [estimator.expected_steps]
+    first = estimator.measure(Weights(500), step=1)
+    expected.append(estimator.expected_steps)
+    second = estimator.measure(Weights(500), step=2)
+    assert first["cost"]["sgld_steps"] == expected[0] == 2 * 430
+    assert second["cost"]["sgld_steps"] == 2 * (second["health"]["num_burnin_steps"] + 30)
+    assert expected[1] == 2 * (80 + 30)
+    assert second["health"]["num_burnin_steps"] <= 240
+    exact = oracles.quadratic_llc(np.ones(500), 50.0, 5.0, 2e-3, 30, 400)
+    for measurement in (first, second):
+        assert abs(llc(measurement) - exact.mean) < 3 * exact.stderr(2)
+
+
+def test_burn_in_is_extended_when_the_landscape_changes_abruptly() -> None:
+    loss_fn = Quadratic(torch.ones(500))
+    config = settings(2e-3, nbeta=50.0, localization=5.0, num_draws=30, num_burnin_steps=400)
+    estimator = Estimator(draw_reference(TWO_SAMPLES), loss_fn, config=config, persistent=True)
+    estimator.measure(Weights(500), step=1)
+    loss_fn.h = torch.full((500,), 0.01)  # from k = 55 to k = 5.5: the chains have to spread three times as far
+    loss_fn.h[:5] = 8.0
+    measurement = estimator.measure(Weights(500), step=2)
+    assert measurement["health"]["num_burnin_steps"] >= 80
+
+
+def test_a_failed_chain_starts_cold_again_and_the_others_stay_warm() -> None:
+    estimator = quadratic_estimator(num_draws=3, num_burnin_steps=40)
+    estimator.measure(Weights(500), step=1)
+    state = estimator.state_dict()
+    state["chains"][1]["displacement"] = torch.full((500,), 1e10)
+    estimator.load_state_dict(state)
+    failed = estimator.measure(Weights(500), step=2)
+    assert failed["llc"]["per_chain"].isnan().tolist() == [False, True]
+    assert set(estimator.state_dict()["chains"]) == {0}
+    steps = estimator.expected_steps
+    assert steps == (16 + 3) + (40 + 3)
+    healthy = estimator.measure(Weights(500), step=3)
+    assert not healthy["llc"]["per_chain"].isnan().any()
+    assert set(estimator.state_dict()["chains"]) == {0, 1}
+
+
+def test_after_a_failed_measurement_every_chain_is_cold() -> None:
+    estimator = quadratic_estimator(num_draws=3, num_burnin_steps=20)
+    estimator.measure(Weights(500), step=1)
+    broken = Weights(500)
+    broken.w.data[0] = math.nan
+    assert estimator.measure(broken, step=2).failed
+    assert estimator.state_dict()["chains"] == {}
+    assert estimator.measure(Weights(500), step=3)["cost"]["sgld_steps"] == 2 * 23
+
+
+def test_without_persistence_nothing_is_remembered() -> None:
+    estimator = Estimator(draw_reference(TWO_SAMPLES), Quadratic(torch.ones(4)), config=settings(1e-2))
+    first, second = (estimator.measure(Weights(4), step=7) for _ in range(2))
+    assert torch.equal(trace(first), trace(second))
+    assert estimator.state_dict()["chains"] == {}
+
+
+@pytest.mark.parametrize("dynamics", [SGLD("auto"), RMSPropSGLD(1e-3)])
+def test_a_reloaded_estimator_goes_on_with_the_same_numbers(dynamics: Any) -> None:
+    first, resumed = (quadratic_estimator(dynamics, num_draws=20, num_burnin_steps=20) for _ in range(2))
+    first.measure(Weights(500), step=1)
+    resumed.load_state_dict(first.state_dict())
+    # Not the k_max, which begins from another direction, but every number of the chains.
+    assert torch.equal(trace(first.measure(Weights(500), 2)), trace(resumed.measure(Weights(500), 2)))
+    assert resumed.dynamics == first.dynamics
+
+
+def test_other_parameters_than_the_chains_were_kept_for_start_afresh_with_a_warning() -> None:
+    estimator = Estimator(draw_reference(DATA), squared_error, config=settings(1e-3), persistent=True)
+    module = network()
+    estimator.measure(module, step=1)
+    module[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match="kept for 26 trainable parameters, but the module now has 6"):
+        measurement = estimator.measure(module, step=2)
+    assert math.isfinite(llc(measurement))
+
+
+def test_auto_step_is_found_once_and_held() -> None:
+    loss_fn = Quadratic(torch.ones(20))
+    estimator = Estimator(draw_reference(TWO_SAMPLES), loss_fn, config=settings("auto", nbeta=50.0))
+    first = estimator.measure(Weights(20), step=1)
+    loss_fn.h = torch.full((20,), 10.0)
+    second = estimator.measure(Weights(20), step=2)
+    assert second["health"]["step_size"] == first["health"]["step_size"] == pytest.approx(0.08 / 51, rel=0.01)
+    assert second["health"]["step_bias"] == pytest.approx(0.02 * 501 / 51, rel=0.02)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("observables", "error", "message"),
+    [
+        ([LLC()], TypeError, "Expected `observables` to be a mapping"),
+        ({}, ValueError, "Expected `observables` to hold at least one observable"),
+        ({"health": LLC()}, ValueError, "Expected `observables` to leave the keys .*but got 'health'"),
+        ({"cost": LLC()}, ValueError, "but got 'cost'"),
+        ({"a/b": LLC()}, ValueError, "names without a slash, but got 'a/b'"),
+        ({3: LLC()}, ValueError, "names without a slash, but got 3"),
+        ({"llc": LLC}, TypeError, r"Expected `observables\['llc'\]` to be an object with `reset`"),
+        ({"llc": "llc"}, TypeError, r"Expected `observables\['llc'\]` to be an object with `reset`"),
+    ],
+)
+def test_wrong_observables_are_named(observables: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        estimate(network(), DATA, squared_error, observables=observables, sampler=settings())
+
+
+def test_wrong_arguments_of_estimate_are_named() -> None:
+    with pytest.raises(ValueError, match="Expected `reference` to hold samples, but it is empty"):
+        estimate(network(), [], squared_error)
+    with pytest.raises(ValueError, match="to be finite, but sample 0 holds NaN"):
+        estimate(network(), [(X * math.nan, Y)], squared_error)
+    with pytest.raises(ValueError, match="Expected `num_samples` to be at most the 20 samples"):
+        estimate(network(), DATA, squared_error, num_samples=21)
+    with pytest.raises(ValueError, match="Expected `batch_size` to be at most the 20 reference samples, but got 21"):
+        estimate(network(), DATA, squared_error, sampler=settings(batch_size=21))
+    with pytest.raises(ValueError, match="to have a trainable parameter"):
+        estimate(network().requires_grad_(False), DATA, squared_error, sampler=settings())
+    with pytest.raises(TypeError, match="floating-point losses, but got torch"):
+        estimate(network(), DATA, lambda m, b: squared_error(m, b).long(), sampler=settings())
+    with pytest.raises(ValueError, match="to have a gradient"):
+        estimate(network(), DATA, lambda m, b: squared_error(m, b).detach(), sampler=settings())
+    with pytest.raises(LossFnError, match="`loss_fn` raised ZeroDivisionError"):
+        estimate(network(), DATA, lambda m, b: 1 / 0, sampler=settings())
+    with pytest.raises(ValueError, match='step_size="auto" needs a positive curvature'):
+        estimate(network(), DATA, squared_error, sampler=settings("auto", nbeta=0.0, localization=0.0))
+    with pytest.raises(ValueError, match="Expected at least 2 reference samples for the default `nbeta`"):
+        estimate(network(), DATA, squared_error, num_samples=1)
+
+
+def test_check_finds_a_mistake_without_sampling() -> None:
+    estimator = Estimator(draw_reference(DATA), lambda m, b: squared_error(m, b).detach(), config=settings())
+    with pytest.raises(ValueError, match="to have a gradient"):
+        estimator.check(network())
+    assert SamplerConfig().num_chains == 4
