@@ -6,22 +6,27 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from slt_callbacks.observables import ChainHealth, Observable, Panel, ReferencePoint
 from slt_callbacks.sampling import (
+    SHORTEST_RACE,
+    Alone,
     Chain,
+    Draw,
     Engine,
+    Exchange,
     Fork,
     LocalPosterior,
     LossFn,
     Objective,
+    Ranks,
     Reference,
     ReferenceSet,
     Sampler,
@@ -33,6 +38,8 @@ from slt_callbacks.sampling import (
     default_nbeta,
     draw_reference,
     generator,
+    is_out_of_memory,
+    is_worth_it,
     isolated_rng,
     largest_curvature,
     losses_of,
@@ -40,11 +47,16 @@ from slt_callbacks.sampling import (
     resolve_loss,
     resolve_step_size,
     seed_from,
+    time_ratio,
     warm_round,
 )
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _CURVATURE_STREAM, _GLOBAL_STREAM = 201, 202  # apart from the streams of the chains, which start at 0
+# Where the curvature of the loss has grown so far that this is exceeded, an "auto" step is halved: beyond it the bias
+# is as large as the usual standard error, and an LLC that rises may be nothing else.
+_MOST_STEP_BIAS = 0.05
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ class Estimator:
         config: Settings of the chains.
         seed: Of the chains' generators.
         persistent: Whether chains go on from where the last measurement left them (memory: chains x parameters).
+        store_chains: Where they wait for the next measurement: "device", where the module is, or "cpu".
+        ranks: The processes that share the chains; None for this one alone. All must measure the same weights together.
 
     Attributes:
         dynamics: The dynamics in use: `config`'s, with "auto" resolved at the first measurement and then held.
@@ -123,7 +137,11 @@ class Estimator:
         config: SamplerConfig | None = None,
         seed: int = 0,
         persistent: bool = False,
+        store_chains: Literal["device", "cpu"] = "device",
+        ranks: Ranks | None = None,
     ) -> None:
+        if store_chains not in ("device", "cpu"):
+            raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
         self.reference = reference
         self._panel = Panel(observables)
         self._panel.check(reference)
@@ -133,19 +151,32 @@ class Estimator:
         self._loss_fn = loss_fn
         self._seed = seed
         self._persistent = persistent
+        self._stores_on_cpu = store_chains == "cpu"
+        self._exchange = Exchange(Alone() if ranks is None else ranks)
+        self._engine_name: str = self.config.engine
+        self._block_size = self.config.block_size
         self._health = ChainHealth()
-        self._memory: dict[int, Chain] = {}
+        self._memory: dict[int, _Kept] = {}
         self._direction: torch.Tensor | None = None
         self._per_sample: bool | None = None
-        self._one_by_one = False
 
     @property
     def expected_steps(self) -> int:
-        """Gradient steps of the next measurement, if warm chains do not drift."""
-        warm = len(self._memory)
-        burn_in = warm_round(self.config)
-        cold_steps = (self.config.num_chains - warm) * self.config.num_steps
-        return cold_steps + warm * (burn_in + self.config.num_draw_steps)
+        """Gradient steps of the next measurement in this process, if warm chains do not drift."""
+        own = self._own(range(self.config.num_chains))
+        warm = len(self._memory.keys() & set(own))
+        return (len(own) - warm) * self.config.num_steps + warm * self.warm_steps
+
+    @property
+    def stored_bytes(self) -> int:
+        """Memory of the chains that wait for the next measurement."""
+        tensors = [t for kept in self._memory.values() for t in (kept.displacement, *kept.state.values())]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    @property
+    def warm_steps(self) -> int:
+        """Gradient steps of a chain that goes on from the last measurement, if it does not drift."""
+        return warm_round(self.config) + self.config.num_draw_steps
 
     def check(self, module: nn.Module) -> None:
         """Fork `module` and try the loss on two samples, so that a mistake shows before any training.
@@ -154,7 +185,7 @@ class Estimator:
             TypeError: As `Fork`, `resolve_loss` and `check_loss`.
             ValueError: Likewise.
         """
-        with _undisturbed(module, self._seed):
+        with _undisturbed(module, self._seed), self._exchange.together():
             self._prepare(module)
 
     def measure(self, module: nn.Module, step: int = 0, on_steps: Callable[[int], None] | None = None) -> Measurement:
@@ -173,33 +204,17 @@ class Estimator:
             Exception: Whatever the loss function raises, and as `check`.
         """
         start = time.perf_counter()
-        with _undisturbed(module, seed_from(self._seed, step, _GLOBAL_STREAM)):
-            objective = self._prepare(module)
-            posterior = LocalPosterior(self.nbeta, self.config.localization)
-            point = self._reference_point(step, objective)
-            rng = generator(objective.fork.device, self._seed, step, _CURVATURE_STREAM)
-            if self._direction is not None and len(self._direction) != len(objective.fork):
-                self._direction = None  # parameters were frozen or added since
-            start_from = None if self._direction is None else self._direction.to(objective.fork.device)
-            curvature, self._direction = largest_curvature(objective, posterior, rng, start_from)
-            del start_from  # as large as the parameters
-            if not self._persistent:
-                self._direction = None
-            if not (math.isfinite(point.loss) and math.isfinite(curvature)):
-                return self.failed(
-                    step, "the loss or its gradient is not finite at the fork: has training diverged?", start
-                )
-            self.dynamics = resolve_step_size(self.dynamics, curvature)
-            sampler = Sampler(
-                self._engine(objective, posterior),
-                self.config,
-                self._chains(objective.fork, step),
-                keep=self._persistent,
-                reference_losses=self._panel.reference_losses,
-                queries=self._probes(objective),
-                on_steps=on_steps,
-            )
-            return self._sample(sampler, point, curvature, start)
+        try:
+            return self._measure_together(module, step, on_steps, start)
+        except Exception as error:
+            smaller = self._smaller_block() if is_out_of_memory(error) else None
+            if smaller is None:
+                raise
+            _log.info("A measurement ran out of memory: trying again with `block_size=%d`.", smaller)
+        self._block_size = smaller  # outside of the handler, which keeps the tensors of the failed attempt alive
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self._measure_together(module, step, on_steps, start)
 
     def failed(self, step: int, error: str, start: float | None = None) -> Measurement:
         """The record of a measurement that gave nothing: the usual keys with NaN; chains start afresh after it.
@@ -216,6 +231,63 @@ class Estimator:
         self._end_chains(set(range(self.config.num_chains)))
         return self._collect(step, math.nan, None, start, error)
 
+    def _measure_together(
+        self, module: nn.Module, step: int, on_steps: Callable[[int], None] | None, start: float
+    ) -> Measurement:
+        with _undisturbed(module, seed_from(self._seed, step, _GLOBAL_STREAM)), self._exchange.together():
+            return self._measure_once(module, step, on_steps, start)
+
+    def _measure_once(
+        self, module: nn.Module, step: int, on_steps: Callable[[int], None] | None, start: float
+    ) -> Measurement:
+        objective = self._prepare(module)
+        posterior = LocalPosterior(self.nbeta, self.config.localization)
+        point = self._reference_point(step, objective)
+        curvature = self._curvature(objective, posterior, step)
+        if not (math.isfinite(point.loss) and math.isfinite(curvature)):
+            return self.failed(
+                step, "the loss or its gradient is not finite at the fork: has training diverged?", start
+            )
+        self.dynamics = resolve_step_size(self.dynamics, curvature)
+        self._halve_step(curvature)
+        sampler = Sampler(
+            self._engine(objective, posterior),
+            self.config,
+            self._chains(objective.fork, step),
+            keep=self._persistent,
+            reference_losses=self._panel.reference_losses,
+            queries=self._probes(objective),
+            on_steps=on_steps,
+            gather=self._exchange.gather,
+        )
+        return self._sample(sampler, point, curvature, start)
+
+    def _curvature(self, objective: Objective, posterior: LocalPosterior, step: int) -> float:
+        """k_max, from the direction that the last measurement found."""
+        fork = objective.fork
+        rng = generator(fork.device, self._seed, step, _CURVATURE_STREAM)
+        if self._direction is not None and len(self._direction) != len(fork):
+            self._direction = None  # parameters were frozen or added since
+        start_from = None if self._direction is None else self._direction.to(fork.device)
+        curvature, direction = largest_curvature(objective, posterior, rng, start_from)
+        self._direction = direction if self._persistent else None
+        return float(self._exchange.first(curvature))
+
+    def _halve_step(self, curvature: float) -> None:
+        """Where an "auto" step has become too long for the curvature; its chains are of another make, and end."""
+        if self.config.dynamics.step_size != "auto" or not is_dataclass(self.dynamics):
+            return
+        while self._step_bias(curvature) > _MOST_STEP_BIAS:
+            self.dynamics = replace(self.dynamics, step_size=float(self.dynamics.step_size) / 2)
+            self._memory.clear()
+
+    def _smaller_block(self) -> int | None:
+        """Half the samples of a forward pass, once in a run; None where they have been halved, or are one."""
+        if self._block_size != self.config.block_size:
+            return None
+        largest = min(size for size in (len(self.reference), self.config.batch_size, self._block_size) if size)
+        return largest // 2 or None
+
     def state_dict(self, chains: bool = True) -> dict[str, Any]:
         """What a resumed run needs, in builtins and tensors on the CPU.
 
@@ -223,36 +295,55 @@ class Estimator:
             chains: Whether to include the chains' positions (chains x parameters).
         """
         return {
+            "settings": self._settings(),
             "step_size": self.dynamics.step_size,
+            "engine": self._engine_name,
             "observables": self._panel.state_dict(),
             "direction": _to_cpu(self._direction) if chains else None,
             "chains": {
-                index: {
-                    "displacement": _to_cpu(chain.displacement),
-                    # a copy: the next measurement goes on in these tensors
-                    "state": {name: value.to("cpu", copy=True) for name, value in (chain.state or {}).items()},
-                    "sgld_step": chain.sgld_step,
-                }
-                for index, chain in (self._memory.items() if chains else ())
+                index: vars(kept.to(torch.device("cpu"))) for index, kept in (self._memory.items() if chains else ())
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; chains that no longer fit start afresh at the next measurement."""
+        """Go on where `state_dict` was taken; after a change of settings everything starts afresh, with a warning."""
+        changed = [
+            f"`{name}` was {state['settings'].get(name)!r} and is {value!r}"
+            for name, value in self._settings().items()
+            if state["settings"].get(name) != value
+        ]
+        self._memory, self._direction = {}, None
+        if changed:
+            warnings.warn(
+                f"The checkpoint's chains were run with other settings ({', '.join(changed)}): they start afresh, and "
+                "the LLC before and after is not comparable.",
+                stacklevel=2,
+            )
+            return
         if self.config.dynamics.step_size == "auto" and state["step_size"] != "auto":
             self.dynamics = replace(self.config.dynamics, step_size=state["step_size"])  # type: ignore[type-var]
+        if self.config.engine == "auto":
+            self._engine_name = state["engine"]
         self._panel.load_state_dict(state.get("observables", {}))
-        self._memory, self._direction = {}, None
         if self._persistent:
             self._direction = state.get("direction")
-            for chain in make_chains(self.config, torch.device("cpu"), self._seed, 0):
-                if chain.index in state["chains"]:
-                    vars(chain).update(state["chains"][chain.index])
-                    self._memory[chain.index] = chain
+            self._memory = {index: _Kept(**place) for index, place in state["chains"].items()}
+
+    def _settings(self) -> dict[str, Any]:
+        """What chains cannot survive a change of, in builtins."""
+        return {
+            "dynamics": repr(self.config.dynamics),
+            "nbeta": self.nbeta,
+            "localization": float(self.config.localization),
+            "num_chains": self.config.num_chains,
+            "num_samples": len(self.reference),
+            "batch_size": self.config.batch_size,
+        }
 
     def _prepare(self, module: nn.Module) -> Objective:
         """Fork, and try the loss the first time."""
         fork = Fork(module)
+        self._share_buffers(fork)
         loss_fn = resolve_loss(self._loss_fn, module)
         if self._per_sample is None:
             batch, places = self.reference.to(fork.device, fork.dtype).batches(
@@ -262,9 +353,12 @@ class Estimator:
             self._check_per_sample(self._per_sample)
             self._check_queries(fork, loss_fn)
             fork.reset()
-        return Objective(
-            fork, loss_fn, self.reference, self._per_sample, self.config.batch_size, self.config.block_size
-        )
+        return Objective(fork, loss_fn, self.reference, self._per_sample, self.config.batch_size, self._block_size)
+
+    def _share_buffers(self, fork: Fork) -> None:
+        """Ranks train on batches of their own, so BatchNorm's averages differ: rank 0's are those of a checkpoint."""
+        if self._exchange.size > 1:
+            fork.set_buffers(self._exchange.first([buffer.cpu() for buffer in fork.buffers()]))
 
     def _check_per_sample(self, per_sample: bool) -> None:
         needs = self._panel.reference_losses or self._panel.queries or self._panel.reference_tokens
@@ -292,26 +386,38 @@ class Estimator:
         """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
 
         def probe(kind: type[Objective], samples: ReferenceSet) -> Objective:
-            size = self.config.block_size
-            return kind(objective.fork, objective.loss_fn, samples, objective.per_sample, block_size=size)
+            return kind(objective.fork, objective.loss_fn, samples, objective.per_sample, block_size=self._block_size)
 
         return {key: probe(Objective, queries) for key, queries in self._panel.queries.items()} | {
             key: probe(TokenObjective, self.reference) for key in self._panel.reference_tokens
         }
 
     def _engine(self, objective: Objective, posterior: LocalPosterior) -> Engine:
-        """The engine of the settings; one by one where the module cannot be batched, which is said once."""
-        if self.config.engine == "vectorized" and not self._one_by_one:
-            engine = VectorizedEngine(objective, self.dynamics, posterior)
+        """The engine of the settings, decided at the first measurement and then held."""
+        sequential = SequentialEngine(objective, self.dynamics, posterior)
+        vectorized = VectorizedEngine(objective, self.dynamics, posterior)
+        if self._engine_name == "auto":
+            self._engine_name = self._exchange.first(self._faster(vectorized, sequential))
+        elif self._engine_name == "vectorized" and self.config.engine == "vectorized":
             try:
-                engine.try_step()
+                vectorized.try_step()
             except Exception as error:  # noqa: BLE001  # vmap meets the user's code, and refuses in many ways
-                self._one_by_one = True
+                self._engine_name = "sequential"
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 _log.info("The chains run one by one, because this module cannot be vectorized: %s", reason)
-            else:
-                return engine
-        return SequentialEngine(objective, self.dynamics, posterior)
+        return vectorized if self._engine_name == "vectorized" else sequential
+
+    def _faster(self, vectorized: Engine, sequential: Engine) -> str:
+        """Name of the faster engine, where the chains are many and long enough for that to matter."""
+        if self.config.num_chains < 2 or self.config.num_steps < SHORTEST_RACE:
+            return "sequential"
+        try:
+            ratio = time_ratio(vectorized, sequential, self.config)
+        except Exception as error:  # noqa: BLE001  # as above; the memory of all chains may be lacking as well
+            _log.debug("The chains run one by one: %s", error)
+            return "sequential"
+        _log.info("All chains at once take %.2f times the time of one by one.", ratio)
+        return "vectorized" if is_worth_it(ratio) else "sequential"
 
     def _reference_point(self, step: int, objective: Objective) -> ReferencePoint:
         loss = float(objective.measure_fork())
@@ -330,11 +436,11 @@ class Estimator:
         )
 
     def _chains(self, fork: Fork, step: int) -> list[Chain]:
-        """This measurement's chains: new random numbers, and the places where the last ones ended."""
-        chains = make_chains(self.config, fork.device, self._seed, step)
+        """This process's chains: new random numbers, and the places where the last ones ended."""
+        chains = self._own(make_chains(self.config, fork.device, self._seed, step))
         for chain in chains:
             last = self._memory.get(chain.index)
-            if last is None or last.displacement is None:
+            if last is None:
                 continue
             if len(last.displacement) != len(fork):
                 warnings.warn(
@@ -345,14 +451,15 @@ class Estimator:
                 self._memory.clear()
                 return chains
             chain.displacement = last.displacement
-            chain.state = {name: value.to(fork.device) for name, value in (last.state or {}).items()}
+            # A copy: the dynamics moves it in place, and an attempt that fails must not.
+            chain.state = {name: value.to(fork.device, copy=True) for name, value in last.state.items()}
             chain.sgld_step = last.sgld_step
         return chains
 
     def _sample(self, sampler: Sampler, point: ReferencePoint, curvature: float, start: float) -> Measurement:
         self._reset(point)
         failed: set[int] = set()
-        for members, draws in sampler.draws():
+        for members, draws in self._all_draws(sampler):
             excess: dict[int, list[torch.Tensor]] = {chain: [] for chain in members}
             for draw in draws:
                 excess[draw.chain].append(draw.excess)
@@ -361,11 +468,43 @@ class Estimator:
             bad = self._senseless(excess, len(sampler.engine.objective.fork))
             self._end_chains(bad)
             failed |= bad
-        self._memory = {c.index: c for c in sampler.chains if c.index not in failed and _may_go_on(c)}
+        sampler.sgld_steps = sum(self._exchange.gather(sampler.sgld_steps))
+        sampler.num_burnin_steps = max(self._exchange.gather(sampler.num_burnin_steps))
+        self._remember([chain for chain in sampler.chains if chain.index not in failed])
         error = None
         if len(failed) == self.config.num_chains:
             error = f"all {len(failed)} chains diverged: try a smaller `step_size`, or a larger `localization`"
         return self._collect(point.step, curvature, sampler, start, error)
+
+    def _all_draws(self, sampler: Sampler) -> Iterator[tuple[list[int], Iterator[Draw]]]:
+        """The draws of every rank's chains, on every rank, in the order in which one process would see them."""
+        if self._exchange.size == 1:
+            yield from sampler.draws()
+            return
+        device, own = sampler.engine.objective.fork.device, sampler.draws()
+        while True:
+            group = next(own, None)
+            mine = None if group is None else (group[0], [draw.to(torch.device("cpu")) for draw in group[1]])
+            theirs = [part for part in self._exchange.gather(mine) if part is not None]
+            if not theirs:
+                return
+            for members, draws in theirs:
+                yield members, (draw.to(device) for draw in draws)
+
+    def _own(self, chains: Sequence[_T]) -> list[_T]:
+        """Those that this process runs: every so many'th, so that ranks in order give chains in order."""
+        return list(chains[self._exchange.rank :: self._exchange.size])
+
+    def _remember(self, chains: list[Chain]) -> None:
+        """Keep the chains for the next measurement; rank 0 those of all ranks, because it writes the checkpoints."""
+        own = {chain.index: kept for chain in chains if (kept := _kept(chain)) is not None}
+        if self._stores_on_cpu:
+            own = {index: kept.to(torch.device("cpu")) for index, kept in own.items()}
+        if self._persistent and self._exchange.size > 1:
+            parts = self._exchange.gather({index: kept.to(torch.device("cpu")) for index, kept in own.items()})
+            if self._exchange.rank == 0:
+                own = {index: kept for part in parts for index, kept in part.items()} | own
+        self._memory = own
 
     def _senseless(self, excess: dict[int, list[torch.Tensor]], num_parameters: int) -> set[int]:
         """Chains whose losses are not finite, or finite beyond any sense; the one place that waits for the device.
@@ -471,9 +610,25 @@ def _undisturbed(module: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def _may_go_on(chain: Chain) -> bool:
-    """Whether a chain was kept, and stands on finite weights: its very last step is seen by no draw."""
-    return chain.displacement is not None and bool(chain.displacement.isfinite().all())
+@dataclass(frozen=True)
+class _Kept:
+    """Where a chain has ended: ``w - w*`` ``(P,)``, the state of its dynamics, and the steps that this has seen."""
+
+    displacement: torch.Tensor
+    state: dict[str, torch.Tensor]
+    sgld_step: int
+
+    def to(self, device: torch.device) -> _Kept:
+        """On another device; the displacement is never written to, and may be shared."""
+        state = {name: value.to(device) for name, value in self.state.items()}
+        return _Kept(self.displacement.to(device), state, self.sgld_step)
+
+
+def _kept(chain: Chain) -> _Kept | None:
+    """None for a chain that is not kept, or whose very last step, which no draw has seen, led nowhere."""
+    if chain.displacement is None or not bool(chain.displacement.isfinite().all()):
+        return None
+    return _Kept(chain.displacement, chain.state or {}, chain.sgld_step)
 
 
 def _to_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -400,14 +400,30 @@ def test_other_parameters_than_the_chains_were_kept_for_start_afresh_with_a_warn
     assert math.isfinite(llc(measurement))
 
 
-def test_auto_step_is_found_once_and_held() -> None:
+def test_auto_step_is_found_once_and_held_until_its_bias_is_past_5_percent() -> None:
     loss_fn = Quadratic(torch.ones(20))
-    estimator = Estimator(draw_reference(TWO_SAMPLES), loss_fn, config=settings("auto", nbeta=50.0))
+    config = settings("auto", nbeta=50.0, num_burnin_steps=100)
+    estimator = Estimator(draw_reference(TWO_SAMPLES), loss_fn, config=config, persistent=True)
     first = estimator.measure(Weights(20), step=1)
-    loss_fn.h = torch.full((20,), 10.0)
+    loss_fn.h = torch.full((20,), 2.4)
     second = estimator.measure(Weights(20), step=2)
     assert second["health"]["step_size"] == first["health"]["step_size"] == pytest.approx(0.08 / 51, rel=0.01)
-    assert second["health"]["step_bias"] == pytest.approx(0.02 * 501 / 51, rel=0.02)
+    assert second["health"]["step_bias"] == pytest.approx(0.02 * 121 / 51, rel=0.02)
+    loss_fn.h = torch.full((20,), 6.0)  # a bias of 11.8 %: two halvings
+    third = estimator.measure(Weights(20), step=3)
+    assert third["health"]["step_size"] == first["health"]["step_size"] / 4
+    assert third["health"]["step_bias"] == pytest.approx(0.005 * 301 / 51, rel=0.02)
+    assert third["cost"]["sgld_steps"] > second["cost"]["sgld_steps"], "chains of the longer step have ended"
+    loss_fn.h = torch.ones(20)
+    assert estimator.measure(Weights(20), step=4)["health"]["step_size"] == third["health"]["step_size"], "no way back"
+
+
+def test_a_step_size_that_the_user_gave_is_never_changed() -> None:
+    loss_fn = Quadratic(torch.full((20,), 6.0))
+    estimator = Estimator(draw_reference(TWO_SAMPLES), loss_fn, config=settings(0.08 / 51, nbeta=50.0))
+    health = estimator.measure(Weights(20), step=1)["health"]
+    assert health["step_size"] == 0.08 / 51
+    assert health["step_bias"] > 0.1
 
 
 # Bad input

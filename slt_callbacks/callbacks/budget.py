@@ -42,29 +42,35 @@ class Budget:
         self._clock = clock
         self._started: float | None = None
         self._spent = 0.0
-        self._last = 0.0
+        self._pace = 0.0
         self.skipped = 0
 
     def start(self) -> None:
         """Training begins now."""
-        self._started, self._spent, self._last = self._clock(), 0.0, 0.0
+        self._started, self._spent, self._pace = self._clock(), 0.0, 0.0
 
     @property
     def overhead(self) -> float:
         """Seconds of measuring for a second of training, so far; infinite before any training."""
-        training = self._training_seconds()
+        training = self.training_seconds
         return self._spent / training if training > 0 else math.inf
 
-    def allows(self) -> bool:
-        """Whether another measurement as long as the last one would stay within the limit."""
+    def allows(self, steps: int = 1) -> bool:
+        """Whether a measurement of so many gradient steps, at the pace of the last, would stay within the limit."""
         if self.max_overhead is None or self._spent == 0:
             return True
-        return self._spent + self._last <= self.max_overhead * self._training_seconds()
+        return self._spent + steps * self._pace <= self.max_overhead * self.training_seconds
 
-    def spend(self, seconds: float) -> None:
-        """A measurement took so long."""
+    def spend(self, seconds: float, steps: int = 1) -> None:
+        """A measurement of so many gradient steps took so long."""
         self._spent += seconds
-        self._last = seconds
+        self._pace = seconds / max(steps, 1)
 
-    def _training_seconds(self) -> float:
+    def add(self, seconds: float) -> None:
+        """What publishing it took on top."""
+        self._spent += seconds
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of this fit that were not spent on measuring."""
         return 0.0 if self._started is None else self._clock() - self._started - self._spent

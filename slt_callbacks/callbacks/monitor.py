@@ -9,17 +9,20 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from slt_callbacks.callbacks.budget import Budget
+from slt_callbacks.callbacks.forecast import Forecast
+from slt_callbacks.callbacks.processes import LightningRanks, share_reference
 from slt_callbacks.callbacks.progress import measurement_progress
 from slt_callbacks.callbacks.reactions import Reaction
 from slt_callbacks.callbacks.schedule import Trigger
@@ -32,7 +35,6 @@ from slt_callbacks.sampling import (
     LossFn,
     LossFnError,
     Reference,
-    ReferenceSet,
     SamplerConfig,
     draw_reference,
     map_leaves,
@@ -50,6 +52,7 @@ from slt_callbacks.sinks import (
 )
 
 _STATE_VERSION = 1
+_WITH_MATRICES = 8  # measurements of the history that keep them
 _REFUSED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
 
 
@@ -83,10 +86,12 @@ class SLTMonitor(pl.Callback):
             ``(trainer, pl_module, event)``. One that raises is reported, and training goes on.
         sinks: Where measurements go; None for every logger of the trainer.
         checkpoint_chains: Whether checkpoints hold the persistent chains; without, they burn in again after a resume.
+        store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.
 
     Attributes:
-        history: Every `Measurement` of this process, in order.
+        history: Every `Measurement` of this process, in order. Matrices, such as a kernel's covariance, stay in the
+            last eight only, or a long run would fill the memory.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -156,8 +161,11 @@ class SLTMonitor(pl.Callback):
         on_event: Sequence[Reaction] = (),
         sinks: Sequence[Sink] | None = None,
         checkpoint_chains: bool = True,
+        store_chains: Literal["device", "cpu"] = "device",
         seed: int = 0,
     ) -> None:
+        if store_chains not in ("device", "cpu"):
+            raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
         super().__init__()
         self._trigger = Trigger(every_n_train_steps, every_n_epochs, train_time_interval, schedule)
         self._budget = Budget(max_overhead)
@@ -168,6 +176,7 @@ class SLTMonitor(pl.Callback):
         self._num_samples = num_samples
         self._persistent_chains = persistent_chains
         self._checkpoint_chains = checkpoint_chains
+        self._store_chains = store_chains
         self._seed = seed
         self._watch = Watch(detectors, [*self._observables, "health", "cost"])
         self._reactions = _checked_reactions(on_event)
@@ -177,6 +186,8 @@ class SLTMonitor(pl.Callback):
         self._seen: list[Any] = []
         self._restored: dict[str, Any] = {}
         self._warned: set[str] = set()
+        self._cost_told = False
+        self._first_step = 0
         self.history: list[Measurement] = []
 
     @property
@@ -212,7 +223,7 @@ class SLTMonitor(pl.Callback):
             self._sampler = _shortened(self._sampler)
         if self._reference is not None:
             try:
-                self._estimator = self._make_estimator(self._draw(self._reference))
+                self._estimator = self._make_estimator(trainer, self._reference)
             except (TypeError, ValueError) as error:
                 raise MisconfigurationException(f"SLTMonitor: {error}") from error
 
@@ -229,6 +240,7 @@ class SLTMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; measure before training where the schedule says so."""
         self._budget.start()
+        self._first_step = trainer.global_step
         if self._trigger.at_start() and trainer.global_step == 0:
             self._measure(trainer, pl_module, log_step=0, on_step=False)
 
@@ -237,7 +249,7 @@ class SLTMonitor(pl.Callback):
     ) -> None:
         """Without a reference, keep the first batches."""
         if self._estimator is None:
-            self._collect(batch)
+            self._collect(trainer, batch)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -253,7 +265,7 @@ class SLTMonitor(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure where an epoch trigger is due."""
         if self._estimator is None and self._num_samples is None and self._seen:
-            self._start_with_seen()  # fewer samples than the default: an epoch is all there is
+            self._start_with_seen(trainer)  # fewer samples than the default: an epoch is all there is
         if self._trigger.at_epoch_end(trainer.current_epoch):
             log_step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
             self._measure(trainer, pl_module, log_step, on_step=False)
@@ -298,12 +310,17 @@ class SLTMonitor(pl.Callback):
         if self._estimator is not None:
             self._estimator.load_state_dict(state_dict["estimator"])
 
-    def _draw(self, reference: Reference) -> ReferenceSet:
-        return draw_reference(reference, self._num_samples, self._seed, at_most=DEFAULT_NUM_SAMPLES)
-
-    def _make_estimator(self, reference: ReferenceSet) -> Estimator:
+    def _make_estimator(self, trainer: pl.Trainer, reference: Reference) -> Estimator:
+        draw = partial(draw_reference, reference, self._num_samples, self._seed, at_most=DEFAULT_NUM_SAMPLES)
         estimator = Estimator(
-            reference, self._loss_fn, self._observables, self._sampler, self._seed, self._persistent_chains
+            share_reference(trainer, draw),
+            self._loss_fn,
+            self._observables,
+            self._sampler,
+            self._seed,
+            self._persistent_chains,
+            self._store_chains,
+            LightningRanks(trainer) if trainer.world_size > 1 else None,
         )
         if self._restored:
             estimator.load_state_dict(self._restored["estimator"])
@@ -319,25 +336,23 @@ class SLTMonitor(pl.Callback):
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(f"SLTMonitor: {error}") from error
 
-    def _collect(self, batch: Any) -> None:
+    def _collect(self, trainer: pl.Trainer, batch: Any) -> None:
         self._seen.append(map_leaves(_to_cpu, batch))
         wanted = self._num_samples or DEFAULT_NUM_SAMPLES
-        if sum(num_rows(seen) for seen in self._seen) >= wanted:
-            self._start_with_seen()
+        if trainer.strategy.broadcast(sum(num_rows(seen) for seen in self._seen) >= wanted):
+            self._start_with_seen(trainer)
 
-    def _start_with_seen(self) -> None:
-        self._estimator = self._make_estimator(self._draw(self._seen))
+    def _start_with_seen(self, trainer: pl.Trainer) -> None:
+        self._estimator = self._make_estimator(trainer, self._seen)
         self._seen = []
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log_step: int, on_step: bool) -> None:
-        """Guard, measure, publish. Rank 0 decides and measures; every rank gets its record."""
-        if not trainer.strategy.broadcast(self._goes_ahead(trainer)):
+        """Guard, measure, publish. Rank 0 decides; all ranks share the chains, and get rank 0's record."""
+        if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or self._estimator is None:
             return
-        mine: Measurement | None = None
-        if trainer.is_global_zero and self._estimator is not None:
-            mine = self._attempt(self._estimator, trainer, pl_module)
-        measurement = cast("Measurement", trainer.strategy.broadcast(mine))
-        self.history.append(measurement)
+        start = time.perf_counter()
+        measurement = trainer.strategy.broadcast(self._attempt(self._estimator, trainer, pl_module))
+        self._remember(measurement)
         found = self._detect(measurement)
         publication = Publication(
             measurement,
@@ -351,6 +366,39 @@ class SLTMonitor(pl.Callback):
         for new in found:
             for reaction in self._reactions:
                 self._safely(reaction, "__call__", trainer, pl_module, new.event)
+        self._budget.add(max(time.perf_counter() - start - measurement["cost"]["seconds"], 0.0))
+        self._tell_cost(trainer, self._estimator, measurement)
+
+    def _remember(self, measurement: Measurement) -> None:
+        """Into the history; an older measurement gives up its matrices."""
+        self.history.append(measurement)
+        if len(self.history) > _WITH_MATRICES:
+            old = self.history[-_WITH_MATRICES - 1]
+            results = {key: self._without_matrices(key, result) for key, result in old.results.items()}
+            self.history[-_WITH_MATRICES - 1] = replace(old, results=results)
+
+    def _without_matrices(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        give = getattr(self._observables.get(key), "matrices", None)
+        large = set() if give is None else {name for name, value in result.items() if _is_matrix(value)}
+        return {name: value for name, value in result.items() if name not in large}
+
+    def _tell_cost(self, trainer: pl.Trainer, estimator: Estimator, measurement: Measurement) -> None:
+        """Once, as soon as there is a measurement and some training to compare it with."""
+        if self._cost_told or measurement.failed or trainer.global_step == 0 or _fast_dev_run(trainer):
+            return
+        self._cost_told = True
+        steps = max(trainer.global_step - self._first_step, 1)
+        seconds_per_step = self._budget.training_seconds / steps
+        forecast = Forecast(
+            seconds=measurement["cost"]["seconds"],
+            sgld_steps=measurement["cost"]["sgld_steps"],
+            next_steps=estimator.expected_steps * trainer.world_size,
+            seconds_per_step=seconds_per_step,
+            every_n_steps=self._trigger.steps_between(steps, trainer.current_epoch, seconds_per_step),
+            stored_bytes=estimator.stored_bytes,
+            in_checkpoints=self._checkpoint_chains,
+        )
+        rank_zero_info(forecast.line(self._sampler, self._budget.max_overhead))
 
     def _media(self, measurement: Measurement) -> dict[str, Any]:
         """Pictures and tables; an observable that raises over them is reported once, and its numbers are published."""
@@ -373,7 +421,7 @@ class SLTMonitor(pl.Callback):
         again = bool(self.history) and (self.history[-1].step == trainer.global_step or _fast_dev_run(trainer))
         if self._estimator is None or again:
             return False
-        if not self._budget.allows():
+        if not self._budget.allows(self._estimator.expected_steps):
             self._budget.skipped += 1
             return False
         return True
@@ -388,7 +436,7 @@ class SLTMonitor(pl.Callback):
             measurement = estimator.failed(step, f"{type(error).__name__}: {error}", start)
         if measurement.error is not None:
             self._warn_once(f"The measurement at step {step} failed: {measurement.error}.", measurement.error)
-        self._budget.spend(measurement["cost"]["seconds"])
+        self._budget.spend(measurement["cost"]["seconds"], measurement["cost"]["sgld_steps"] // trainer.world_size)
         cost = {**measurement["cost"], "overhead": self._budget.overhead, "skipped": self._budget.skipped}
         return replace(measurement, results={**measurement.results, "cost": cost})
 
@@ -490,6 +538,10 @@ def _shortened(sampler: SamplerConfig) -> SamplerConfig:
 
 def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def _builtins(value: Any) -> Any:

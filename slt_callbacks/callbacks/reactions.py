@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from slt_callbacks.callbacks.watch import FailureEvent
+from slt_callbacks.callbacks.watch import FailureEvent, StepSizeEvent
 from slt_callbacks.detection import JumpEvent, StageEvent
 from slt_callbacks.sinks import send_alert
 
@@ -104,6 +104,8 @@ def describe(event: Any) -> tuple[str, str] | None:
         return ("New developmental stage", f"it began at step {event.step}") if event.kind == "announced" else None
     if isinstance(event, FailureEvent):
         return "SLT sampling fails", f"{event.count} measurements in a row up to step {event.step}: {event.error}"
+    if isinstance(event, StepSizeEvent):
+        return None  # a change of settings, and no news of the network
     return "SLT event", repr(event)
 
 

@@ -114,6 +114,22 @@ class Trigger:
         """Whether the clock decides, which differs between processes."""
         return self._interval is not None
 
+    def steps_between(self, steps_done: int, epoch: int, seconds_per_step: float) -> float | None:
+        """Training steps from one due measurement to the next, seen from inside `epoch`; None where that varies.
+
+        Args:
+            steps_done: Optimizer steps so far.
+            epoch: Counted from 0.
+            seconds_per_step: Duration of a training step.
+        """
+        if self._every_n_train_steps is not None:
+            return self._every_n_train_steps
+        if self._every_n_epochs is not None:
+            return self._every_n_epochs * steps_done / (epoch + 1)
+        if self._interval is not None and seconds_per_step > 0:
+            return self._interval.total_seconds() / seconds_per_step
+        return None
+
     def at_start(self) -> bool:
         """Whether a measurement is due before the first optimizer step; also starts the clock."""
         self._last_time = time.monotonic()

@@ -32,8 +32,23 @@ class FailureEvent:
     error: str
 
 
-Event = JumpEvent | StageEvent | FailureEvent
-_KINDS = {kind.__name__: kind for kind in (JumpEvent, StageEvent, FailureEvent)}
+@dataclass(frozen=True)
+class StepSizeEvent:
+    """An "auto" step size was halved, because the curvature has grown: the series has a break here, and no jump.
+
+    Attributes:
+        step: Training step of the first measurement with the new one.
+        before: Step size so far.
+        after: Step size from here on.
+    """
+
+    step: int
+    before: float
+    after: float
+
+
+Event = JumpEvent | StageEvent | FailureEvent | StepSizeEvent
+_KINDS = {kind.__name__: kind for kind in (JumpEvent, StageEvent, FailureEvent, StepSizeEvent)}
 
 
 class Detector(Protocol):
@@ -64,7 +79,7 @@ class Found:
 
     def row(self) -> dict[str, Any]:
         """As builtins, for a table or a checkpoint."""
-        known = isinstance(self.event, JumpEvent | StageEvent | FailureEvent)
+        known = type(self.event).__name__ in _KINDS
         fields = dataclasses.asdict(self.event) if known else {"event": repr(self.event)}
         return {"key": self.key, "detected_at": self.detected_at, "type": type(self.event).__name__, **fields}
 
@@ -106,6 +121,7 @@ class Watch:
         self._detectors = {key: watching for key, watching in given.items() if watching}
         self.found: list[Found] = []
         self._failures = 0
+        self._step_size = math.nan
         self._jump = 0
         self._finished: list[Stage] | None = None
 
@@ -120,7 +136,7 @@ class Watch:
     def update(self, measurement: Measurement) -> list[Found]:
         """Take one measurement; returns what it has made known. A failed one is a missing point."""
         scalars = measurement.scalars()
-        events = self._failure(measurement)
+        events = self._failure(measurement) + self._halving(measurement)
         for key, detectors in self._detectors.items():
             observable, _, name = key.removeprefix("slt/").partition("/")
             if observable not in measurement.results:
@@ -161,6 +177,7 @@ class Watch:
         return {
             "found": [found.row() for found in self.found if type(found.event).__name__ in _KINDS],
             "failures": self._failures,
+            "step_size": self._step_size,
             "detectors": {
                 key: [detector.state_dict() if hasattr(detector, "state_dict") else {} for detector in watching]
                 for key, watching in self._detectors.items()
@@ -170,6 +187,7 @@ class Watch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; a key watched otherwise now starts afresh."""
         self._failures = state["failures"]
+        self._step_size = state["step_size"]
         self.found = [
             Found(row.pop("key"), row.pop("detected_at"), _KINDS[row.pop("type")](**row))
             for row in (dict(row) for row in state["found"])
@@ -187,6 +205,16 @@ class Watch:
             return []
         event = FailureEvent(measurement.step, self._failures, measurement.error)
         return [Found("slt/health/failed_chains", measurement.step, event)]
+
+    def _halving(self, measurement: Measurement) -> list[Found]:
+        """Another step size has another bias: what was before cannot be compared with what comes."""
+        before, after = self._step_size, measurement.results.get("health", {}).get("step_size", math.nan)
+        if not math.isnan(after):
+            self._step_size = after
+        if math.isnan(before) or math.isnan(after) or before == after:
+            return []
+        self.mark_break()
+        return [Found("slt/health/step_size", measurement.step, StepSizeEvent(measurement.step, before, after))]
 
     def _keywords(self, measurement: Measurement, observable: str, name: str) -> dict[str, Any]:
         """What is known of a value besides itself; standard error and chains belong to an observable's mean alone."""

@@ -9,6 +9,8 @@ from slt_callbacks.sampling.fork import Fork
 from slt_callbacks.sampling.loss import LossFn, LossFnError, check_loss, losses_of, resolve_loss
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior, default_nbeta
+from slt_callbacks.sampling.race import SHORTEST_RACE, is_worth_it, time_ratio
+from slt_callbacks.sampling.ranks import Alone, Exchange, RankFailedError, Ranks, is_out_of_memory
 from slt_callbacks.sampling.reference import DEFAULT_NUM_SAMPLES, Reference, ReferenceSet, draw_reference
 from slt_callbacks.sampling.rng import generator, isolated_rng, seed_from
 from slt_callbacks.sampling.tokens import TokenObjective
@@ -17,16 +19,21 @@ from slt_callbacks.sampling.vectorized import VectorizedEngine
 __all__ = [
     "DEFAULT_NUM_SAMPLES",
     "SGLD",
+    "SHORTEST_RACE",
+    "Alone",
     "Chain",
     "Draw",
     "Dynamics",
     "Engine",
+    "Exchange",
     "Fork",
     "LocalPosterior",
     "LossFn",
     "LossFnError",
     "Objective",
     "RMSPropSGLD",
+    "RankFailedError",
+    "Ranks",
     "Reference",
     "ReferenceSet",
     "Sampler",
@@ -38,6 +45,8 @@ __all__ = [
     "default_nbeta",
     "draw_reference",
     "generator",
+    "is_out_of_memory",
+    "is_worth_it",
     "isolated_rng",
     "largest_curvature",
     "losses_of",
@@ -47,5 +56,6 @@ __all__ = [
     "resolve_loss",
     "resolve_step_size",
     "seed_from",
+    "time_ratio",
     "warm_round",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -46,6 +46,21 @@ class Draw:
     excess: torch.Tensor
     reference_losses: torch.Tensor | None = None
     query_losses: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Draw:
+        """The same draw with its losses on another device."""
+        return replace(
+            self,
+            losses=self.losses.to(device),
+            loss=self.loss.to(device),
+            excess=self.excess.to(device),
+            reference_losses=None if self.reference_losses is None else self.reference_losses.to(device),
+            query_losses={key: losses.to(device) for key, losses in self.query_losses.items()},
+        )
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
 
 
 @dataclass
@@ -165,6 +180,7 @@ class Sampler:
         reference_losses: Whether draws carry the losses of the whole reference set.
         queries: Further samples whose losses draws carry, by key.
         on_steps: Told how many gradient steps were just taken, for a progress bar.
+        gather: Values of every process that runs some of the chains: warm ones are judged together.
 
     Attributes:
         num_burnin_steps: Burn-in steps of the chain that took the most, so far.
@@ -178,6 +194,7 @@ class Sampler:
     reference_losses: bool = False
     queries: Mapping[str, Objective] = field(default_factory=dict)
     on_steps: Callable[[int], None] | None = None
+    gather: Callable[[Any], list[Any]] = _alone
     num_burnin_steps: int = field(default=0, init=False)
     sgld_steps: int = field(default=0, init=False)
 
@@ -188,7 +205,7 @@ class Sampler:
             The indices of the chains that sample together, and a generator of their draws.
         """
         warm = [chain for chain in self.chains if chain.displacement is not None]
-        if warm and self.config.num_burnin_steps:
+        if self.config.num_burnin_steps and any(self.gather(bool(warm))):
             self._burn_in_warm(warm)
         for group in self.engine.groups(self.chains):
             cold = any(chain.displacement is None for chain in group)
@@ -233,8 +250,9 @@ class Sampler:
         spent = 0
         while spent < most:
             length = min(length, most - spent)  # a last round too short for the test (NaN) ends it as well
-            trace = torch.stack([column for group in self.engine.groups(warm) for column in self._round(group, length)])
+            own = [column.cpu() for group in self.engine.groups(warm) for column in self._round(group, length)]
             spent += length
+            trace = torch.stack([column for part in self.gather(own) for column in part])
             trace = trace[trace.isfinite().all(dim=1)]  # a chain that failed is dropped by whoever reads the draws
             if not len(trace) or not abs(drift(trace)) > _DRIFTING:  # NaN: nothing moves
                 break

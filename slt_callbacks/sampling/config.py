@@ -29,7 +29,9 @@ class SamplerConfig:
         block_size: Most samples in one forward pass; larger batches are accumulated. None for no limit.
         engine: "sequential": one chain after the other, any module, least memory; "vectorized": all at once through
             `torch.func`, for small steps and modules that `torch.vmap` can batch (others run one by one, and a line of
-            information says why); "auto": sequential, so that the same run gives the same bits on every machine.
+            information says why); "auto": at the first measurement a few steps of each decide, for the whole run, where
+            chains of 100 steps or more make that worth it. The draws agree to float tolerance: for the same bits on
+            every machine, name an engine.
 
     Raises:
         TypeError: If `dynamics` has no `init` and `step`.

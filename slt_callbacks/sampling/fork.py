@@ -104,6 +104,17 @@ class Fork:
         for owner, name, buffer in self._buffers:
             owner._buffers[name] = buffer.clone()
 
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers as they were at the fork, those of the modules one after the other."""
+        return [buffer for _, _, buffer in self._buffers]
+
+    def set_buffers(self, values: Sequence[torch.Tensor]) -> None:
+        """Let the fork begin with other `values`, in the order of `buffers`, from the next `reset` on."""
+        self._buffers = [
+            (owner, name, value.to(buffer.device))
+            for (owner, name, buffer), value in zip(self._buffers, values, strict=True)
+        ]
+
     def anchor_pieces(self) -> list[torch.Tensor]:
         """The anchor in the pieces and the precision of `position`: views of the live parameters where possible."""
         return [piece.gather(self.anchor).to(self.dtype) for piece in self.pieces]

@@ -1,0 +1,48 @@
+"""The processes of a Lightning run, as the chains see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch.distributed
+
+from slt_callbacks.sampling import ReferenceSet
+
+
+class LightningRanks:
+    """The ranks of a trainer, each a process with a copy of the model.
+
+    Args:
+        trainer: Whose strategy has started its processes.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.rank, self.size = trainer.global_rank, trainer.world_size
+
+    def gather(self, value: Any) -> list[Any]:
+        """As in `Ranks`."""
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+def share_reference(trainer: pl.Trainer, make: Callable[[], ReferenceSet]) -> ReferenceSet:
+    """The reference set of rank 0, on every rank: first batches and user functions may differ from rank to rank.
+
+    Raises:
+        Exception: What `make` raises on rank 0, on every rank.
+    """
+    if trainer.world_size == 1:
+        return make()
+    mine: ReferenceSet | Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            mine = make()
+        except Exception as error:  # noqa: BLE001  # it is raised again below, on all ranks
+            mine = error
+    given = cast("ReferenceSet | Exception", trainer.strategy.broadcast(mine))
+    if isinstance(given, Exception):
+        raise given
+    return given

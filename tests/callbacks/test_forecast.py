@@ -1,0 +1,64 @@
+import logging
+import math
+import re
+
+import pytest
+
+from slt_callbacks import SamplerConfig
+from slt_callbacks.callbacks.forecast import Forecast
+from tests.training import fit, monitor
+
+
+def line(**changes: object) -> str:
+    known = {"seconds": 2.0, "sgld_steps": 1000, "next_steps": 500, "seconds_per_step": 0.01, "every_n_steps": 1000.0}
+    limit = changes.pop("max_overhead", 0.1)
+    return Forecast(**(known | changes)).line(SamplerConfig(num_draws=64), limit)  # type: ignore[arg-type]
+
+
+def test_what_fits_is_told_without_advice() -> None:
+    told = line(max_overhead=0.11)
+    assert "1000 gradient steps and 2.00 s; the next takes about 500 and 1.00 s, as long as 100 training steps" in told
+    assert "At one every 1000 steps that is 10% of the training time." in told
+    assert "skipped" not in told
+
+
+def test_what_does_not_fit_names_settings_that_do() -> None:
+    told = line(every_n_steps=400.0)  # 1 s of measuring in 4 s of training: 25 %, and 10 % are allowed
+    assert "that is 25% of the training time, and `max_overhead` allows 10%: about 60% will be skipped" in told
+    assert "measure every 1000 steps, or give `num_draws=25, num_burnin_steps=80`" in told
+
+
+@pytest.mark.parametrize(("every", "share"), [(400.0, 0.25), (1000.0, 0.1)])
+def test_the_interval_that_is_advised_fits(every: float, share: float) -> None:
+    forecast = Forecast(2.0, 1000, 500, 0.01, every)
+    assert forecast.share == pytest.approx(share)
+    advised = re.search(r"measure every (\d+) steps", forecast.line(SamplerConfig(), 0.05))
+    assert advised is not None
+    assert Forecast(2.0, 1000, 500, 0.01, float(advised[1])).share <= 0.05
+
+
+def test_chains_too_short_to_be_cut_get_other_advice() -> None:
+    assert "or make a gradient step cheaper by a smaller `batch_size`" in line(every_n_steps=10.0)
+
+
+def test_an_irregular_schedule_has_no_share() -> None:
+    told = line(every_n_steps=None)
+    assert math.isnan(Forecast(2.0, 1000, 500, 0.01).share)
+    assert told.endswith("as long as 100 training steps.")
+
+
+def test_memory_is_told_with_and_without_checkpoints() -> None:
+    assert line(stored_bytes=2_200_000).endswith(
+        "Persistent chains take 2.2 MB, and as much in every checkpoint (`checkpoint_chains=False` leaves them out)."
+    )
+    assert line(stored_bytes=999, in_checkpoints=False).endswith("Persistent chains take 999 B.")
+
+
+@pytest.mark.parametrize("trigger", [{"every_n_train_steps": 2}, {"schedule": lambda step: step in (0, 3, 5)}])
+def test_a_run_tells_it_once(caplog: pytest.LogCaptureFixture, trigger: dict[str, object]) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(monitor(**trigger))
+    told = [record.getMessage() for record in caplog.records if "SLTMonitor: the first" in record.getMessage()]
+    assert len(told) == 1
+    assert ("At one every 2 steps" in told[0]) == ("every_n_train_steps" in trigger)
+    assert "Persistent chains take" in told[0]

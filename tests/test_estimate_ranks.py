@@ -1,0 +1,172 @@
+"""Chains split over ranks: the same numbers as in one process, and an end on all of them where one fails."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from slt_callbacks import LLC, Estimator, Influence, LossKernel, Measurement, RMSPropSGLD
+from slt_callbacks.sampling import RankFailedError, SamplerConfig, draw_reference
+from tests.problems import settings, squared_error
+from tests.processes import ThreadRank, on_ranks
+
+
+def data(size: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    return [(torch.randn(size, 3, generator=generator), torch.randn(size, 1, generator=generator))]
+
+
+def network(steps: int = 0) -> nn.Module:
+    """The same one everywhere, as after so many training steps."""
+    generator = torch.Generator().manual_seed(1)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (1 + 0.1 * steps))
+    return module
+
+
+def observables() -> dict[str, Any]:
+    return {"llc": LLC(), "kernel": LossKernel(), "influence": Influence(data(4))}
+
+
+def estimator(config: SamplerConfig, ranks: Any = None, loss_fn: Any = squared_error) -> Estimator:
+    return Estimator(draw_reference(data()), loss_fn, observables(), config, seed=3, persistent=True, ranks=ranks)
+
+
+def series(one: Estimator, steps: int = 3) -> list[Measurement]:
+    return [one.measure(network(step), step) for step in range(1, steps + 1)]
+
+
+def same(one: Measurement, other: Measurement, tolerance: float = 0.0) -> None:
+    for key, result in one.results.items():
+        for name, value in result.items():
+            if name == "seconds":
+                continue
+            if isinstance(value, (int, float, torch.Tensor)):
+                a, b = torch.as_tensor(value).double(), torch.as_tensor(other[key][name]).double()
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True, msg=f"{key}/{name}")
+
+
+CONFIGS = {
+    "sequential": settings(num_chains=5, num_draws=20, num_burnin_steps=40, engine="sequential"),
+    "minibatches": settings(num_chains=4, num_draws=20, num_burnin_steps=40, batch_size=4, engine="sequential"),
+    "preconditioned": settings(
+        dynamics=RMSPropSGLD(1e-3), num_chains=3, num_draws=20, num_burnin_steps=40, engine="sequential"
+    ),
+    "fewer chains than ranks": settings(num_chains=2, num_draws=20, num_burnin_steps=40, engine="sequential"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_three_ranks_find_what_one_process_finds_cold_and_warm(config: SamplerConfig) -> None:
+    alone = series(estimator(config))
+    for rank in on_ranks(3, lambda ranks: series(estimator(config, ranks))):
+        assert not isinstance(rank, Exception), rank
+        for one, other in zip(alone, rank, strict=True):
+            same(one, other, tolerance=1e-12)
+
+
+def test_the_vectorized_engine_is_split_too() -> None:
+    config = settings(num_chains=4, num_draws=20, num_burnin_steps=10, engine="vectorized")
+    alone = series(estimator(config))
+    for rank in on_ranks(2, lambda ranks: series(estimator(config, ranks))):
+        for one, other in zip(alone, rank, strict=True):
+            same(one, other, tolerance=1e-4)
+
+
+def test_each_rank_does_its_share_of_the_work() -> None:
+    config = settings(num_chains=5, num_draws=20, engine="sequential")
+
+    def steps(ranks: ThreadRank) -> int:
+        taken: list[int] = []
+        one = estimator(config, ranks)
+        assert one.expected_steps == 20 * (3 if ranks.rank == 0 else 2)
+        one.measure(network(), 1, on_steps=taken.append)
+        return sum(taken)
+
+    assert on_ranks(2, steps) == [60, 40]
+
+
+def test_buffers_are_those_of_rank_0() -> None:
+    config = settings(num_chains=2, num_draws=20, engine="sequential")
+
+    def measure(ranks: Any, shift: float) -> Measurement:
+        module = network()
+        module[1].running_mean += shift
+        return estimator(config, ranks).measure(module, 1)
+
+    alone = measure(None, 0.0)
+    for rank in on_ranks(2, lambda ranks: measure(ranks, float(ranks.rank))):
+        same(alone, rank)
+
+
+def test_a_checkpoint_of_rank_0_holds_the_chains_of_all_and_suits_any_number_of_ranks() -> None:
+    config = CONFIGS["sequential"]
+
+    def state(ranks: Any) -> dict[str, Any]:
+        one = estimator(config, ranks)
+        series(one, 2)
+        return one.state_dict()
+
+    def go_on(saved: dict[str, Any], ranks: Any = None) -> Measurement:
+        one = estimator(config, ranks)
+        one.load_state_dict(saved)
+        return one.measure(network(3), 3)
+
+    saved = on_ranks(2, state)[0]
+    assert sorted(saved["chains"]) == [0, 1, 2, 3, 4]
+    expected = series(estimator(config), 3)[-1]
+    same(go_on(saved), expected, tolerance=1e-12)
+    for rank in on_ranks(3, lambda ranks: go_on(saved, ranks)):
+        same(rank, expected, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("when", [1, 8, 30])
+def test_a_loss_that_raises_on_one_rank_ends_the_measurement_on_all_and_the_next_one_works(when: int) -> None:
+    config = settings(num_chains=4, num_draws=20, engine="sequential")
+
+    def work(ranks: ThreadRank) -> tuple[Exception | None, Measurement]:
+        calls = {"left": when if ranks.rank == 1 else 10**9}
+
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            calls["left"] -= 1
+            if calls["left"] == 0:
+                raise ValueError("corrupt sample")
+            return squared_error(module, batch)
+
+        one, error = estimator(config, ranks, loss_fn), None
+        try:
+            one.measure(network(), 1)
+        except RankFailedError as failure:
+            error = failure
+            one.failed(1, str(failure))  # as the monitor does
+        return error, one.measure(network(), 2)
+
+    alone = estimator(config).measure(network(), 2)
+    for error, second in on_ranks(2, work):
+        assert "corrupt sample" in str(error)
+        assert str(error).startswith("rank 1: ")
+        same(alone, second)
+
+
+def test_a_chain_that_diverges_on_one_rank_is_dropped_on_all() -> None:
+    config = settings(num_chains=4, num_draws=20, engine="sequential")
+
+    def loss_fn(module: Any, batch: Any, poisoned: list[int]) -> torch.Tensor:
+        poisoned[0] += 1
+        return squared_error(module, batch) * (math.nan if poisoned[0] > 60 else 1.0)
+
+    def work(ranks: ThreadRank) -> Measurement:
+        calls = [0 if ranks.rank == 1 else -(10**9)]
+        return estimator(config, ranks, lambda m, b: loss_fn(m, b, calls)).measure(network(), 1)
+
+    first, second = on_ranks(2, work)
+    assert first["health"]["failed_chains"] == second["health"]["failed_chains"] == 1
+    assert first["llc"]["per_chain"].isnan().tolist() == [False, False, False, True]
+    assert math.isfinite(first["llc"]["mean"])
+    assert torch.equal(first["kernel"]["covariance"], second["kernel"]["covariance"])
