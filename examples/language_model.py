@@ -119,7 +119,7 @@ def make_monitor(held_out: TensorDataset, args: argparse.Namespace) -> SLTMonito
         num_burnin_steps=160,  # four times 40; paid once, because the chains go on from one measurement to the next
         batch_size=4,  # many cheap steps tell more than a few exact ones
     )
-    schedule = log_linear_steps(args.max_steps, num_log=14, every=max(args.max_steps // 10, 1))
+    schedule = log_linear_steps(args.max_steps, num_log=14, every=max(args.max_steps // 20, 1))
     if args.smoke:
         sampler = SamplerConfig(SGLD(5e-5), num_chains=2, num_draws=8, num_burnin_steps=4, batch_size=4)
         schedule = log_linear_steps(args.max_steps, num_log=5, every=None)

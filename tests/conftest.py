@@ -1,10 +1,14 @@
 """What every test shares."""
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# W&B reads these once, at its first use in a process, and that may be in any test.
+os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
 
 @pytest.fixture(autouse=True, scope="session")

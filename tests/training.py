@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from slt_callbacks import SamplerConfig, SLTMonitor
 
 QUICK = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=4)
+_FOLDER = tempfile.TemporaryDirectory()  # what runs without a logger leave behind
 QUIET: dict[str, Any] = {
+    "default_root_dir": _FOLDER.name,
     "accelerator": "cpu",
     "logger": False,
     "enable_progress_bar": False,

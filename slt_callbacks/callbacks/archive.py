@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import json
-import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,9 @@ import numpy as np
 import torch
 
 from slt_callbacks.callbacks.watch import Watch
-from slt_callbacks.detection import Stage
 from slt_callbacks.estimate import Estimator, Measurement
 from slt_callbacks.sampling import ReferenceSet, map_leaves
+from slt_callbacks.sinks.files import csv_bytes, replace_file, write_tables
 
 _STATE_VERSION = 1
 
@@ -64,7 +60,7 @@ class Archive:
         self.measurements.append(measurement)
         self._rows.append({**scalars, "error": measurement.error})
         record = {"results": _plain(measurement.results), "error": measurement.error}
-        _replace(self._measurement_file(measurement.step), _saved(record))
+        replace_file(self._measurement_file(measurement.step), _saved(record))
         self.write_tables(watch)
         state = {
             "version": _STATE_VERSION,
@@ -73,15 +69,13 @@ class Archive:
             "estimator": estimator.state_dict(),
             "watch": watch.state_dict(),
         }
-        _replace(self._state_file, _saved(state))
+        replace_file(self._state_file, _saved(state))
 
     def write_tables(self, watch: Watch) -> None:
         """Write what a person reads."""
         columns = list(dict.fromkeys(name for row in self._rows for name in row if name != "error"))
-        _replace(self.folder / "measurements.csv", _csv(self._rows, [*columns, "error"]))
-        _replace(self.folder / "stages.csv", _csv([asdict(s) for s in watch.stages], [f.name for f in fields(Stage)]))
-        events = [{key: _json(value) for key, value in found.row().items()} for found in watch.found]
-        _replace(self.folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
+        replace_file(self.folder / "measurements.csv", csv_bytes(self._rows, [*columns, "error"]))
+        write_tables(self.folder, watch.stages, [found.row() for found in watch.found])
 
     @property
     def _state_file(self) -> Path:
@@ -170,23 +164,3 @@ def _saved(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _json(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

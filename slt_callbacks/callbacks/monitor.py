@@ -45,6 +45,7 @@ from slt_callbacks.sinks import (
     FileSink,
     LoggerSink,
     Publication,
+    Report,
     Sink,
     WandbSink,
     publish_media,
@@ -84,7 +85,7 @@ class SLTMonitor(pl.Callback):
             `JumpDetector` and a `StageDetector` watch ``slt/llc/mean`` unless an empty list says otherwise.
         on_event: What to do on an event: `Alert`, `SaveCheckpoint`, `StopTraining`, or any
             ``(trainer, pl_module, event)``. One that raises is reported, and training goes on.
-        sinks: Where measurements go; None for every logger of the trainer.
+        sinks: Where measurements go; None for every logger of the trainer, and files in the folder of the run.
         checkpoint_chains: Whether checkpoints hold the persistent chains; without, they burn in again after a resume.
         store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.
@@ -113,7 +114,8 @@ class SLTMonitor(pl.Callback):
     slt/cost/overhead, skipped            share of training time so far; due measurements left out
     slt/stage, slt/jump                   number of the present stage; +1 or -1 where the LLC has just jumped
     slt/detection/phi                     calibration of the standard errors as noise of the curve
-    slt/stages, slt/events (tables)       the stages and events so far, at every event
+    slt/stages, slt/events (tables)       the stages and events so far, at every event and at the end
+    slt/figure (image)                    loss and LLC with stages and jumps, at the same times
     slt/kernel/trace, effective_rank      `LossKernel`: summed variance, directions the samples' losses move in
     slt/kernel/alignment, class_contrast  CKA with the last kernel; correlation within classes minus between
     slt/kernel/map (image)                the kernel, rows in one order over the whole run
@@ -138,7 +140,7 @@ class SLTMonitor(pl.Callback):
         >>> data = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
         >>> sampler = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=4)
         >>> monitor = SLTMonitor([data], sampler=sampler, every_n_train_steps=2, max_overhead=None)
-        >>> trainer = pl.Trainer(max_steps=4, accelerator="cpu", callbacks=[monitor], barebones=True)
+        >>> trainer = pl.Trainer(max_steps=4, accelerator="cpu", callbacks=[monitor], barebones=True)  # no files
         >>> trainer.fit(Net(), DataLoader(data, 4))
         >>> [measurement.step for measurement in monitor.history]
         [2, 4]
@@ -188,6 +190,7 @@ class SLTMonitor(pl.Callback):
         self._warned: set[str] = set()
         self._cost_told = False
         self._first_step = 0
+        self._before: list[Measurement] = []  # a resume: their numbers alone
         self.history: list[Measurement] = []
 
     @property
@@ -273,6 +276,9 @@ class SLTMonitor(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The stages are final."""
         self._watch.finish()
+        for sink in self._open_sinks:
+            if hasattr(sink, "finish"):
+                self._safely(sink, "finish", self._report())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Lightning calls no teardown after an exception."""
@@ -292,6 +298,7 @@ class SLTMonitor(pl.Callback):
             "skipped": self._budget.skipped,
             "estimator": self._estimator.state_dict(chains=self._checkpoint_chains),
             "watch": self._watch.state_dict(),
+            "curve": [[m.step, m.scalars(), m.error] for m in (*self._before, *self.history)],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -307,6 +314,7 @@ class SLTMonitor(pl.Callback):
         self._trigger.last_step = state_dict["last_step"]
         self._budget.skipped = state_dict["skipped"]
         self._watch.load_state_dict(state_dict["watch"])
+        self._before = [Measurement(step, _nested(scalars), error) for step, scalars, error in state_dict["curve"]]
         if self._estimator is not None:
             self._estimator.load_state_dict(state_dict["estimator"])
 
@@ -360,6 +368,7 @@ class SLTMonitor(pl.Callback):
             log_step,
             events=[earlier.row() for earlier in self._watch.found] if found else (),
             stages=[dataclasses.asdict(stage) for stage in self.stages] if found else (),
+            report=self._report() if found else None,
             **self._media(measurement),
         )
         self._publish(publication, pl_module, on_step)
@@ -368,6 +377,9 @@ class SLTMonitor(pl.Callback):
                 self._safely(reaction, "__call__", trainer, pl_module, new.event)
         self._budget.add(max(time.perf_counter() - start - measurement["cost"]["seconds"], 0.0))
         self._tell_cost(trainer, self._estimator, measurement)
+
+    def _report(self) -> Report:
+        return Report([*self._before, *self.history], self.stages, self.events, [f.row() for f in self._watch.found])
 
     def _remember(self, measurement: Measurement) -> None:
         """Into the history; an older measurement gives up its matrices."""
@@ -511,8 +523,10 @@ def _checked_reactions(reactions: Sequence[Reaction]) -> list[Reaction]:
 
 
 def _default_sinks(trainer: pl.Trainer) -> list[Sink]:
-    folder = None if trainer.loggers else Path(trainer.default_root_dir) / PREFIX
-    return [LoggerSink(), WandbSink(), FileSink(folder)]
+    sinks: list[Sink] = [LoggerSink(), WandbSink()]
+    if trainer.barebones or _fast_dev_run(trainer):  # neither leaves anything behind
+        return sinks
+    return [*sinks, FileSink(None if trainer.loggers else Path(trainer.default_root_dir) / PREFIX)]
 
 
 def _checked_sinks(sinks: Sequence[Sink] | None) -> list[Sink] | None:
@@ -538,6 +552,15 @@ def _shortened(sampler: SamplerConfig) -> SamplerConfig:
 
 def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _nested(scalars: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """``{"llc/mean": 1.0}`` as ``{"llc": {"mean": 1.0}}``."""
+    results: dict[str, dict[str, float]] = {}
+    for key, value in scalars.items():
+        observable, _, name = key.partition("/")
+        results.setdefault(observable, {})[name] = value
+    return results
 
 
 def _is_matrix(value: Any) -> bool:

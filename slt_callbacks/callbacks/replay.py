@@ -29,7 +29,16 @@ from slt_callbacks.sampling import (
     isolated_rng,
     seed_from,
 )
-from slt_callbacks.sinks import FileSink, LoggerSink, Publication, Sink, WandbSink, publish_media, publish_scalars
+from slt_callbacks.sinks import (
+    FileSink,
+    LoggerSink,
+    Publication,
+    Report,
+    Sink,
+    WandbSink,
+    publish_media,
+    publish_scalars,
+)
 
 _LOADING_STREAM = 203  # apart from those of the estimator
 
@@ -57,8 +66,8 @@ def replay_checkpoints(
 
     Chains go on from one checkpoint to the next, and detectors look for jumps and stages. With the monitor's reference,
     settings and seed, and a checkpoint at each of its steps, the numbers are the monitor's own. `output` holds
-    ``measurements.csv``, ``events.json`` and ``stages.csv``, and what is needed to go on: called again, also after a
-    crash, only checkpoints after the last finished one are measured.
+    ``measurements.csv``, ``events.json``, ``stages.csv`` and ``stages.png``, and what is
+    needed to go on: called again, also after a crash, only checkpoints after the last finished one are measured.
 
     Args:
         checkpoints: Lightning checkpoints, or files with a ``state_dict`` and a name such as ``step=100.pt``; or
@@ -124,11 +133,14 @@ def replay_checkpoints(
         for step, live, advance in _loaded(todo, load, skip, estimator, progress):
             measurement = _measured(estimator, live, step, advance)
             found = watch.update(measurement)
-            publication = _publication(measurement, watch, found, shown)
+            publication = _publication([*archive.measurements, measurement], watch, found, shown)
             for sink in sinks:
                 sink.publish(publication)
             archive.add(measurement, publication.scalars, estimator, watch)
-    watch.finish()
+        watch.finish()
+        for sink in sinks:
+            if hasattr(sink, "finish"):
+                sink.finish(_report(archive.measurements, watch))
     archive.write_tables(watch)
     return archive.measurements
 
@@ -174,9 +186,14 @@ def _measured(estimator: Estimator, module: nn.Module, step: int, advance: Calla
     return measurement
 
 
+def _report(history: Sequence[Measurement], watch: Watch) -> Report:
+    return Report(history, watch.stages, [f.event for f in watch.found], [f.row() for f in watch.found])
+
+
 def _publication(
-    measurement: Measurement, watch: Watch, found: Sequence[Found], observables: Mapping[str, Observable]
+    history: Sequence[Measurement], watch: Watch, found: Sequence[Found], observables: Mapping[str, Observable]
 ) -> Publication:
+    measurement = history[-1]
     return Publication(
         measurement,
         publish_scalars(measurement) | watch.scalars(),
@@ -185,6 +202,7 @@ def _publication(
         ),  # where Lightning logs the metrics of the batch that ended with this step
         events=[earlier.row() for earlier in watch.found] if found else (),
         stages=[asdict(stage) for stage in watch.stages] if found else (),
+        report=_report(history, watch) if found else None,
         **publish_media(measurement, observables),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -116,7 +117,10 @@ class VectorizedEngine:
                 losses = loss_at(position, batch, size)
                 return losses.mean() * share, losses.detach()
 
-            gradient, losses = vmap(grad(mean, has_aux=True), in_dims=(0, axis))(self._positions, batch)
+            with warnings.catch_warnings():
+                # An operation without a batching rule is slow, which the race between the engines has seen.
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                gradient, losses = vmap(grad(mean, has_aux=True), in_dims=(0, axis))(self._positions, batch)
             gradients += gradient.detach()
             parts.append((losses.detach(), where))
         return self._joined(parts, total), gradients

@@ -1,6 +1,6 @@
 """Floor 4: where measurements go. The only floor that imports wandb and PIL."""
 
-from slt_callbacks.sinks.base import PREFIX, STEP_KEY, Publication, Sink, publish_media, publish_scalars
+from slt_callbacks.sinks.base import PREFIX, STEP_KEY, Publication, Report, Sink, publish_media, publish_scalars
 from slt_callbacks.sinks.figures import stage_figure
 from slt_callbacks.sinks.files import FileSink
 from slt_callbacks.sinks.images import correlation_map
@@ -15,6 +15,7 @@ __all__ = [
     "LoggerSink",
     "MemorySink",
     "Publication",
+    "Report",
     "Sink",
     "WandbSink",
     "correlation_map",

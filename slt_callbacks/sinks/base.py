@@ -8,11 +8,29 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from slt_callbacks.detection import Stage
 from slt_callbacks.estimate import Measurement
 from slt_callbacks.observables import Observable, Picture
 
 PREFIX = "slt"
 STEP_KEY = f"{PREFIX}/step"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The story of a run so far, for tables and a figure.
+
+    Attributes:
+        history: Its measurements in order, those from before a resume with their numbers alone.
+        stages: As in ``monitor.stages``.
+        events: As in ``monitor.events``.
+        rows: The events once more, one row of builtins each.
+    """
+
+    history: Sequence[Measurement]
+    stages: Sequence[Stage] = ()
+    events: Sequence[Any] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,7 @@ class Publication:
         log_step: The step under which Lightning logs the training metrics of the same batch.
         events: Every event of the run so far, one row of builtins each, where this measurement brought a new one.
         stages: The developmental stages as they look now, one row of builtins each, in the same case.
+        report: The story so far, in the same case.
         pictures: What observables show of it, by a key such as ``kernel/map``.
         matrices: What of it belongs into a file, by a key such as ``kernel/correlation``; tensors.
         tables: Small tables of it, by a key such as ``influence/events``: one row of builtins each.
@@ -35,6 +54,7 @@ class Publication:
     log_step: int
     events: Sequence[Mapping[str, Any]] = ()
     stages: Sequence[Mapping[str, Any]] = ()
+    report: Report | None = None
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -43,6 +63,8 @@ class Publication:
 @runtime_checkable
 class Sink(Protocol):
     """Takes publications somewhere; only rank 0 has one open. A sink that raises is reported, and training goes on.
+
+    A sink that also has ``finish(report)`` is given the whole story, a `Report`, when training has ended.
 
     Example:
         >>> class Printer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 
 from slt_callbacks.detection import JumpEvent, Stage
 from slt_callbacks.estimate import Measurement
+from slt_callbacks.sinks.base import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Curves of one panel by their label: training steps and values."""
@@ -99,6 +103,24 @@ def stage_figure(
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def report_figure(report: Report) -> Figure | None:
+    """The figure of a whole run, from the first observable that has an LLC; None without one, or without matplotlib.
+
+    Example:
+        >>> report_figure(Report([])) is None
+        True
+    """
+    keys = (key for one in report.history for key, result in one.results.items() if "mean" in result)
+    key = next(keys, None)
+    if key is None:
+        return None
+    try:
+        return stage_figure(report.history, report.stages, report.events, key=key)
+    except ModuleNotFoundError as error:
+        _log.info("No figure of the stages: %s", error)
+        return None
 
 
 def _figure_class() -> type[Figure]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +16,12 @@ import numpy as np
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from slt_callbacks.sinks.base import Publication
+from slt_callbacks.detection import Stage
+from slt_callbacks.sinks.base import Publication, Report
+from slt_callbacks.sinks.figures import report_figure
 from slt_callbacks.sinks.images import correlation_map
+
+_A_STORY = 5  # measurements: fewer have no stages
 
 
 class FileSink:
@@ -19,7 +29,8 @@ class FileSink:
 
     The matrices are written where the detectors have found something and at the end of the run, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
-    that of the picture. Nothing is written, and no folder made, without an observable that has pictures or matrices.
+    that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json`` and
+    ``stages.png``, where there were measurements enough for one (five).
 
     Args:
         dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger.
@@ -61,6 +72,15 @@ class FileSink:
             if publication.events:
                 self._write_matrices()
 
+    def finish(self, report: Report) -> None:
+        """Write the story of the run."""
+        if len(report.history) < _A_STORY:
+            return
+        write_tables(self._folder, report.stages, report.rows)
+        figure = report_figure(report)
+        if figure is not None:
+            figure.savefig(self._folder / "stages.png", dpi=150)
+
     def close(self) -> None:
         """Write the last matrices."""
         self._write_matrices()
@@ -92,6 +112,50 @@ def write_matrices(file: Any, step: int, matrices: Mapping[str, torch.Tensor]) -
         for name, matrix in matrices.items()
     }
     np.savez_compressed(file, allow_pickle=False, step=np.asarray(step), **arrays)
+
+
+def write_tables(folder: Path, stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> None:
+    """``stages.csv`` and ``events.json``, for a person to read.
+
+    Args:
+        folder: Made where it is missing.
+        stages: One row each.
+        rows: One event each, builtins.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_tables(folder, [], [{"step": 3, "z": math.nan}])
+        >>> json.loads((folder / "events.json").read_text())  # JSON has no NaN
+        [{'step': 3, 'z': None}]
+        >>> (folder / "stages.csv").read_text()[:25]
+        'stage,type,status,start_s'
+    """
+    replace_file(folder / "stages.csv", csv_bytes([asdict(s) for s in stages], [f.name for f in fields(Stage)]))
+    events = [{key: _json(value) for key, value in row.items()} for row in rows]
+    replace_file(folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
+
+
+def csv_bytes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """A table with a header; a field that a row lacks is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole: a process killed at any time leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _folder_of(loggers: Sequence[Any]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slt_callbacks.sinks.base import Publication
+from slt_callbacks.sinks.base import Publication, Report
 
 
 class MemorySink:
@@ -14,6 +14,7 @@ class MemorySink:
     Attributes:
         publications: In the order they came.
         config: The monitor's settings.
+        report: The whole story, once training has ended.
 
     Example:
         >>> sink = MemorySink()
@@ -25,6 +26,7 @@ class MemorySink:
     def __init__(self) -> None:
         self.publications: list[Publication] = []
         self.config: dict[str, Any] = {}
+        self.report: Report | None = None
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Remember the settings."""
@@ -33,6 +35,10 @@ class MemorySink:
     def publish(self, publication: Publication) -> None:
         """Keep it."""
         self.publications.append(publication)
+
+    def finish(self, report: Report) -> None:
+        """Keep the story."""
+        self.report = report
 
     def close(self) -> None:
         """Nothing to close: what was published stays."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import wandb
 
 from slt_callbacks.observables import Picture
-from slt_callbacks.sinks.base import PREFIX, STEP_KEY, Publication
+from slt_callbacks.sinks.base import PREFIX, STEP_KEY, Publication, Report
+from slt_callbacks.sinks.figures import report_figure
 from slt_callbacks.sinks.files import caption, write_matrices
 from slt_callbacks.sinks.images import correlation_map
 
@@ -53,6 +55,12 @@ class WandbSink:
             if publication.events:
                 self._log_matrices()
 
+    def finish(self, report: Report) -> None:
+        """Stages and their figure in their last form; where nothing has happened, the charts say it all."""
+        if report.rows:
+            for run in self._runs:
+                run.log(_story(report.rows, [asdict(stage) for stage in report.stages], report))
+
     def close(self) -> None:
         """The last matrices; the runs belong to the user."""
         self._log_matrices()
@@ -94,11 +102,19 @@ def wandb_run(logger: Any) -> Any | None:
 
 
 def _media(publication: Publication) -> dict[str, Any]:
-    media: dict[str, Any] = {}
-    if publication.events:
-        media |= {f"{PREFIX}/events": _table(publication.events), f"{PREFIX}/stages": _table(publication.stages)}
+    media = _story(publication.events, publication.stages, publication.report) if publication.events else {}
     media |= {f"{PREFIX}/{key}": _table(rows) for key, rows in publication.tables.items()}
     return media | {f"{PREFIX}/{key}": _image(publication, picture) for key, picture in publication.pictures.items()}
+
+
+def _story(
+    events: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], report: Report | None
+) -> dict[str, Any]:
+    story: dict[str, Any] = {f"{PREFIX}/events": _table(events), f"{PREFIX}/stages": _table(stages)}
+    figure = None if report is None else report_figure(report)
+    if report is not None and figure is not None:
+        story[f"{PREFIX}/figure"] = wandb.Image(figure, caption=f"up to step {report.history[-1].step}")
+    return story
 
 
 def _image(publication: Publication, picture: Picture) -> wandb.Image:

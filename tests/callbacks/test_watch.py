@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import re
@@ -9,8 +10,18 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
-from slt_callbacks import Alert, JumpDetector, JumpEvent, Measurement, SaveCheckpoint, StageEvent, StopTraining
+from slt_callbacks import (
+    Alert,
+    JumpDetector,
+    JumpEvent,
+    Measurement,
+    MemorySink,
+    SaveCheckpoint,
+    StageEvent,
+    StopTraining,
+)
 from slt_callbacks.callbacks.watch import FailureEvent, Watch
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import fit, monitor
@@ -167,8 +178,59 @@ class TestReactions:
         rows = [record["history"]["item"] for record in found if record["type"] == "history"]
         tables = [row for row in rows if row.get("slt/events._type") == "table-file"]
         assert tables[-1]["slt/events.nrows"] == len(found_events.events)
-        assert all(row["slt/stages._type"] == "table-file" and "slt/llc/mean" in row for row in tables)
+        assert all(row["slt/stages._type"] == "table-file" for row in tables)
+        assert all(row["slt/figure._type"] == "image-file" for row in tables)
+        assert all("slt/llc/mean" in row for row in tables[:-1]), "a story is told with its measurement"
+        assert "slt/llc/mean" not in tables[-1], "and once more when the stages are final"
+        assert sum("slt/llc/mean" in row for row in rows) == 20, "one row a measurement"
+        for row in tables:
+            figure = Path(logger.save_dir) / "wandb" / "latest-run" / "files" / row["slt/figure.path"]
+            with Image.open(figure) as image:
+                assert min(image.size) > 300
+                assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
         assert [row["slt/jump"] for row in rows if "slt/jump" in row].count(1) == 1
+
+    def test_at_the_end_the_folder_holds_the_stages_the_events_and_their_figure(self, tmp_path: Path) -> None:
+        found = watched()
+        fit(found, max_steps=20, default_root_dir=tmp_path)
+        assert sorted(path.name for path in (tmp_path / "slt").iterdir()) == ["events.json", "stages.csv", "stages.png"]
+        with (tmp_path / "slt" / "stages.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["type"], row["status"], int(row["start_step"])) for row in rows] == [
+            (stage.type, "final", stage.start_step) for stage in found.stages
+        ]
+        events = json.loads((tmp_path / "slt" / "events.json").read_text())
+        assert [event["direction"] for event in events if event["type"] == "JumpEvent"] == [1]
+
+    @pytest.mark.parametrize("settings", [{"barebones": True}, {"fast_dev_run": True}])
+    def test_a_run_that_leaves_nothing_behind_is_told_in_no_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        clear = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"))
+        fit(watched(), max_steps=20, **clear, default_root_dir=tmp_path, **settings)
+        assert not (tmp_path / "slt").exists()
+
+    def test_after_a_resume_the_story_is_that_of_the_whole_run(self, tmp_path: Path) -> None:
+        memory = MemorySink()
+        trainer = fit(watched(), max_steps=8)
+        trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        fit(watched(sinks=[memory]), max_steps=20, ckpt_path=str(tmp_path / "stopped.ckpt"))
+        assert memory.report is not None
+        assert [one.step for one in memory.report.history] == list(range(1, 21))
+        assert [one["llc"]["mean"] for one in memory.report.history] == [planted(step) for step in range(1, 21)]
+        assert all(stage.status == "final" for stage in memory.report.stages)
+
+    def test_a_story_that_cannot_be_drawn_costs_one_warning(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(report: Any) -> None:
+            raise ValueError("no fonts")
+
+        monkeypatch.setattr("slt_callbacks.sinks.files.report_figure", broken)
+        with pytest.warns(UserWarning, match="FileSink.finish raised ValueError: no fonts. Training goes on"):
+            fit(watched(), max_steps=20, default_root_dir=tmp_path)
+        assert (tmp_path / "slt" / "stages.csv").exists(), "the tables need no figure"
 
     def test_the_weights_at_a_jump_and_the_last_ones_before_it_are_kept(self, tmp_path: Path) -> None:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=5, save_top_k=-1, filename="{step}")
