@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -53,7 +54,7 @@ from slt_callbacks.sinks import (
 )
 
 _STATE_VERSION = 1
-_WITH_MATRICES = 8  # measurements of the history that keep them
+_MOST_MATRIX_BYTES = 2**24  # in the history; the newest measurement keeps its own in any case
 _REFUSED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
 
 
@@ -91,8 +92,8 @@ class SLTMonitor(pl.Callback):
         seed: Of the reference set and the chains.
 
     Attributes:
-        history: Every `Measurement` of this process, in order. Matrices, such as a kernel's covariance, stay in the
-            last eight only, or a long run would fill the memory.
+        history: Every `Measurement` of this process, in order. Of matrices, such as a kernel's covariance, the last
+            16 MiB stay, or a long run would fill the memory: a `MemorySink` keeps them all.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -190,6 +191,7 @@ class SLTMonitor(pl.Callback):
         self._warned: set[str] = set()
         self._cost_told = False
         self._first_step = 0
+        self._heavy: deque[tuple[int, int]] = deque()  # places in the history that keep matrices, and their bytes
         self._before: list[Measurement] = []  # a resume: their numbers alone
         self.history: list[Measurement] = []
 
@@ -382,17 +384,28 @@ class SLTMonitor(pl.Callback):
         return Report([*self._before, *self.history], self.stages, self.events, [f.row() for f in self._watch.found])
 
     def _remember(self, measurement: Measurement) -> None:
-        """Into the history; an older measurement gives up its matrices."""
+        """Into the history, where the oldest measurements give up their matrices."""
+        self._heavy.append((len(self.history), sum(matrix.nbytes for matrix in self._matrices(measurement).values())))
         self.history.append(measurement)
-        if len(self.history) > _WITH_MATRICES:
-            old = self.history[-_WITH_MATRICES - 1]
-            results = {key: self._without_matrices(key, result) for key, result in old.results.items()}
-            self.history[-_WITH_MATRICES - 1] = replace(old, results=results)
+        while len(self._heavy) > 1 and sum(size for _, size in self._heavy) > _MOST_MATRIX_BYTES:
+            place, _ = self._heavy.popleft()
+            old = self.history[place]
+            matrices = self._matrices(old)
+            results = {
+                key: {name: value for name, value in result.items() if (key, name) not in matrices}
+                for key, result in old.results.items()
+            }
+            self.history[place] = replace(old, results=results)
 
-    def _without_matrices(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:
-        give = getattr(self._observables.get(key), "matrices", None)
-        large = set() if give is None else {name for name, value in result.items() if _is_matrix(value)}
-        return {name: value for name, value in result.items() if name not in large}
+    def _matrices(self, measurement: Measurement) -> dict[tuple[str, str], torch.Tensor]:
+        """The tensors of two dimensions of observables that show their matrices."""
+        return {
+            (key, name): value
+            for key, result in measurement.results.items()
+            if hasattr(self._observables.get(key), "matrices")
+            for name, value in result.items()
+            if isinstance(value, torch.Tensor) and value.ndim == 2
+        }
 
     def _tell_cost(self, trainer: pl.Trainer, estimator: Estimator, measurement: Measurement) -> None:
         """Once, as soon as there is a measurement and some training to compare it with."""
@@ -561,10 +574,6 @@ def _nested(scalars: Mapping[str, float]) -> dict[str, dict[str, float]]:
         observable, _, name = key.partition("/")
         results.setdefault(observable, {})[name] = value
     return results
-
-
-def _is_matrix(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def _builtins(value: Any) -> Any:

@@ -130,6 +130,7 @@ class _Panels:
 
     def stages(self) -> list[Any]:
         return [
+            self._image("Loss and LLC with their stages", f"{PREFIX}/figure"),
             self._line("Developmental stage", [f"{PREFIX}/stage"]),
             self._line("Jumps of the LLC: +1 up, -1 down", [f"{PREFIX}/jump"]),
             self._line("Noise of the curve over standard error", [f"{PREFIX}/detection/phi"]),

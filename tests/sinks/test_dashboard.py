@@ -19,7 +19,7 @@ pytest.importorskip("wandb_workspaces", reason="the extra `workspace` is not ins
 SECTIONS = ["LLC", "Stages", "Loss kernel", "Influence", "Health and cost"]
 STEP_AXIS = "slt/step"
 # Logged only at events: a short fit has none.
-AT_EVENTS = {"slt/events", "slt/stages", "slt/influence/events"}
+AT_EVENTS = {"slt/events", "slt/stages", "slt/figure", "slt/influence/events"}
 
 
 def spec(workspace: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_every_section_is_there_and_every_line_lies_on_the_step_of_the_fork() ->
     assert all(section["isOpen"] and section["panels"] for section in sections)
     assert {line["xAxis"] for line in lines(workspace)} == {STEP_AXIS}
     assert spec(workspace)["settings"]["xAxis"] == STEP_AXIS
-    assert images(workspace) == ["slt/kernel/map", "slt/influence/map"]
+    assert images(workspace) == ["slt/figure", "slt/kernel/map", "slt/influence/map"]
     assert tables(workspace) == AT_EVENTS
     assert (workspace.entity, workspace.project) == ("me", "mine")
 
@@ -96,7 +96,7 @@ def test_observables_under_other_keys_share_the_plots() -> None:
     workspace = dashboard("me", "mine", llc=["loss", "head"], kernel=[], influence=["pull"], save=False)
     (first, *_) = lines(workspace)
     assert first["metrics"] == ["slt/loss/mean", "slt/head/mean"]
-    assert images(workspace) == ["slt/pull/map"]
+    assert images(workspace) == ["slt/figure", "slt/pull/map"]
     assert [section.name for section in workspace.sections] == [name for name in SECTIONS if name != "Loss kernel"]
 
 

@@ -1,0 +1,263 @@
+"""The matrix: every way of training, measuring and failing that is promised to leave training as it is."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.tuner import Tuner
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils.data import DataLoader
+
+from slt_callbacks import SGLD, JumpDetector, RMSPropSGLD, SamplerConfig
+from tests.passivity.runs import Case
+from tests.training import Regression, data, square_error
+
+
+# ------------------------------------------------------------------------------------------------------------- modules
+class Schedule(Regression):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+
+class Manual(Regression):
+    """Two optimizers in turn, with noise on the inputs from the global generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        inputs, targets = batch
+        inputs = inputs + 0.1 * torch.randn_like(inputs) + 0.01 * random.random() + 0.01 * np.random.rand()
+        for optimizer in self.optimizers():
+            loss = (self.net(inputs) - targets).square().mean()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.log("train_loss", loss)
+
+    def configure_optimizers(self) -> Any:
+        half = [list(layer.parameters()) for layer in (self.net[0], self.net[4])]
+        return [torch.optim.SGD(half[0], lr=0.05), torch.optim.Adam(half[1], lr=0.01)]
+
+
+class Tied(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        second = nn.Linear(8, 8)
+        first = nn.Linear(8, 8)
+        second.weight = first.weight
+        self.net.insert(2, first)
+        self.net.insert(3, second)
+
+
+class LowRank(Regression):
+    """A frozen layer with a small trainable correction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+        self.down, self.up = nn.Linear(3, 2, bias=False), nn.Linear(2, 8, bias=False)
+        self.net[0].register_forward_hook(lambda module, args, out: out + self.up(self.down(args[0])))
+
+
+class Parametrized(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        parametrizations.weight_norm(self.net[0])
+        parametrize.register_parametrization(self.net[4], "bias", nn.Tanh())
+
+
+class OldWeightNorm(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.weight_norm(self.net[0])
+
+
+class Counting(Regression):
+    """A buffer that every forward changes, and that the loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.net.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return out * (1 + 0.01 * self.calls)
+
+
+class CompiledPart(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0] = torch.compile(self.net[0], backend="aot_eager")
+
+
+class OwnLosses(Regression):
+    def per_sample_loss(self, batch: Any) -> torch.Tensor:
+        return square_error(self, batch)
+
+
+class RandomDropoutLoss(Regression):
+    """Its training step, which is all there is, logs and draws random numbers."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        inputs, targets = batch
+        loss = (self.net(inputs + 0.1 * torch.randn_like(inputs)) - targets).square().mean()
+        self.log("train_loss", loss)
+        return loss
+
+
+# ------------------------------------------------------------------------------------------------------ loss functions
+def raises(module: Any, batch: Any) -> torch.Tensor:
+    raise RuntimeError("no such column")
+
+
+class NanLater:
+    """Finite while it is checked, NaN afterwards."""
+
+    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+        losses = square_error(module, batch)
+        return losses * (torch.nan if len(losses) > 2 else 1.0)
+
+
+def mutates(module: Any, batch: Any) -> torch.Tensor:
+    """Spoils what it is given, but only where the check before training does not see it."""
+    inputs, targets = batch
+    if len(inputs) > 2:
+        inputs.mul_(0.9)
+    return square_error(module, (inputs, targets))
+
+
+def draws(module: Any, batch: Any) -> torch.Tensor:
+    noise = torch.rand(()) + random.random() + np.random.rand()
+    return square_error(module, batch) * (1 + 0.01 * noise)
+
+
+class Interrupts:
+    """Ctrl-C in the middle of the first measurement."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 12:
+            raise KeyboardInterrupt
+        return square_error(module, batch)
+
+
+# -------------------------------------------------------------------------------------------------------------- others
+class StopHere(pl.Callback):
+    """Ends the run without the monitor where the interrupt ends the other."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def wandb_watching(folder: Path) -> WandbLogger:
+    return WandbLogger(project="tests", offline=True, save_dir=str(folder))
+
+
+def watch_gradients(trainer: pl.Trainer, module: pl.LightningModule, loader: Any) -> None:
+    trainer.logger.watch(module, log="all", log_freq=1)  # type: ignore[union-attr]
+
+
+def find_learning_rate(trainer: pl.Trainer, module: pl.LightningModule, loader: Any) -> None:
+    Tuner(trainer).lr_find(module, loader, num_training=4, update_attr=False)
+
+
+class Tunable(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = 0.05
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def in_batches() -> list[Any]:
+    return list(DataLoader(data(), 8))
+
+
+DIVERGES = SamplerConfig(SGLD(1e6), num_chains=2, num_draws=4, num_burnin_steps=2)
+PRECONDITIONED = SamplerConfig(RMSPropSGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=4)
+VECTORIZED = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, engine="vectorized")
+LONG = SamplerConfig(num_chains=2, num_draws=20, num_burnin_steps=90)  # long enough for the engines to race
+
+CASES: dict[str, Case] = {
+    # how the model is trained
+    "BatchNorm and Dropout": Case(),
+    "unshuffled loader": Case(loader=lambda: DataLoader(data(), 8)),
+    "shuffled loader with workers": Case(loader=lambda: DataLoader(data(), 8, shuffle=True, num_workers=1)),
+    "accumulation of 3": Case(trainer={"accumulate_grad_batches": 3, "max_steps": 4}),
+    "manual optimization, two optimizers": Case(module=Manual),
+    "gradient clipping": Case(trainer={"gradient_clip_val": 0.1}),
+    "learning-rate schedule": Case(module=Schedule, callbacks=lambda: [LearningRateMonitor()]),
+    "averaged weights beside it": Case(callbacks=lambda: [EMAWeightAveraging(decay=0.9)]),
+    "bf16-mixed": Case(trainer={"precision": "bf16-mixed"}),
+    "bf16-true": Case(trainer={"precision": "bf16-true"}),
+    "64-true": Case(trainer={"precision": "64-true"}),
+    "several epochs with validation": Case(trainer={"max_epochs": 2, "max_steps": -1, "num_sanity_val_steps": 2}),
+    "overfit_batches": Case(trainer={"overfit_batches": 2}),
+    "limit_train_batches": Case(trainer={"limit_train_batches": 3}),
+    "fast_dev_run": Case(trainer={"fast_dev_run": True}, logger=False),
+    "barebones": Case(
+        trainer={
+            "barebones": True,
+            "logger": None,
+            "enable_progress_bar": None,
+            "enable_model_summary": None,
+            "enable_checkpointing": None,
+            "log_every_n_steps": None,
+        },
+        logger=False,
+    ),
+    "a tuner before": Case(module=Tunable, prepare=find_learning_rate),
+    # what the model is
+    "torch.compile of a submodule": Case(module=CompiledPart),
+    "tied weights": Case(module=Tied),
+    "frozen and low-rank parameters": Case(module=LowRank),
+    "parametrizations": Case(module=Parametrized),
+    "weight_norm as a hook": Case(module=OldWeightNorm),
+    "a buffer that forward changes": Case(module=Counting),
+    "WandbLogger.watch": Case(logger=wandb_watching, prepare=watch_gradients),
+    # what is measured
+    "reference: shuffled DataLoader": Case(monitor={"reference": DataLoader(data(), 4, shuffle=True)}),
+    "reference: list of batches": Case(monitor={"reference": in_batches()}),
+    "reference: function": Case(monitor={"reference": data}),
+    "reference: the first batches": Case(monitor={"reference": None}),
+    "per_sample_loss of the module": Case(module=OwnLosses, loss_fn=None),
+    "the training step of the module": Case(module=RandomDropoutLoss, loss_fn=None, kernel=False),
+    "RMSPropSGLD on minibatches": Case(monitor={"sampler": PRECONDITIONED}),
+    "vectorized chains": Case(monitor={"sampler": VECTORIZED}),
+    "a race between the engines": Case(monitor={"sampler": LONG}),
+    "cold chains": Case(monitor={"persistent_chains": False}),
+    "a detector on another key": Case(monitor={"detectors": {"slt/kernel/trace": JumpDetector()}}),
+    # when
+    "before training and after it": Case(monitor={"schedule": lambda step: step in (0, 1, 6)}),
+    "at the end of epochs": Case(trainer={"max_epochs": 2, "max_steps": -1}, monitor={"every_n_epochs": 1}),
+    "by the clock": Case(monitor={"train_time_interval": timedelta(microseconds=1)}),
+    # what goes wrong
+    "a loss function that raises": Case(loss_fn=raises, measures=False),
+    "a loss function that returns NaN": Case(loss_fn=NanLater(), measures=False),
+    "a loss function that changes its input": Case(loss_fn=mutates, measures=None),
+    "a loss function that draws random numbers": Case(loss_fn=draws),
+    "chains that diverge": Case(monitor={"sampler": DIVERGES}, measures=False),
+}
+
+
+def interrupted() -> tuple[Case, Case]:
+    """The run that is interrupted within a measurement, and one that ends at the same step without a monitor."""
+    return Case(loss_fn=Interrupts()), Case(callbacks=lambda: [StopHere()])
