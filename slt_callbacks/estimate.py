@@ -227,7 +227,7 @@ class Estimator:
         self._memory.clear()
         self._direction = None
         empty = torch.empty(0)
-        self._reset(self._point(step, math.nan, empty))
+        self._reset(self._point(step, math.nan, empty), lenient=True)
         self._end_chains(set(range(self.config.num_chains)))
         return self._collect(step, math.nan, None, start, error)
 
@@ -516,8 +516,8 @@ class Estimator:
         good = (table.isfinite() & (table < 1000 + 10 * num_parameters)).all(dim=1)
         return {chain for chain, ok in zip(excess, good.tolist(), strict=True) if not ok}
 
-    def _reset(self, point: ReferencePoint) -> None:
-        self._panel.reset(point)
+    def _reset(self, point: ReferencePoint, lenient: bool = False) -> None:
+        self._panel.reset(point, lenient)
         self._health.reset(point)
 
     def _end_chains(self, failed: set[int]) -> None:

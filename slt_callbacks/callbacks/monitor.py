@@ -54,7 +54,7 @@ from slt_callbacks.sinks import (
 )
 
 _STATE_VERSION = 1
-_MOST_MATRIX_BYTES = 2**24  # in the history; the newest measurement keeps its own in any case
+_MOST_MATRIX_BYTES = 2**21  # in the history; the newest measurement keeps its own in any case
 _REFUSED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
 
 
@@ -93,7 +93,7 @@ class SLTMonitor(pl.Callback):
 
     Attributes:
         history: Every `Measurement` of this process, in order. Of matrices, such as a kernel's covariance, the last
-            16 MiB stay, or a long run would fill the memory: a `MemorySink` keeps them all.
+            2 MiB stay, or a long run would fill the memory: a `MemorySink` keeps them all.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -149,7 +149,7 @@ class SLTMonitor(pl.Callback):
 
     def __init__(
         self,
-        reference: Reference | None,
+        reference: Reference | None = None,
         loss_fn: LossFn | None = None,
         observables: Mapping[str, Observable] | None = None,
         sampler: SamplerConfig | None = None,

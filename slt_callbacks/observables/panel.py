@@ -75,13 +75,22 @@ class Panel:
             if key in state and hasattr(observable, "load_state_dict"):
                 observable.load_state_dict(state[key])
 
-    def reset(self, point: ReferencePoint) -> None:
-        """Start a measurement; every observable is told its key and its queries."""
+    def reset(self, point: ReferencePoint, lenient: bool = False) -> None:
+        """Start a measurement; every observable is told its key and its queries.
+
+        Args:
+            point: Of the fork.
+            lenient: Whether an observable that raises is passed over, as for a measurement that has failed already.
+        """
         self._held = []
         none = torch.empty(0, dtype=torch.int64)
         for key, observable in self.observables.items():
             rows = self.queries[key].indices if key in self.queries else none
-            observable.reset(replace(point, key=key, query_indices=rows))
+            try:
+                observable.reset(replace(point, key=key, query_indices=rows))
+            except Exception:
+                if not lenient:
+                    raise
 
     def update(self, draw: Draw) -> None:
         """Take one draw."""

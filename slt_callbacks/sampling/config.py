@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slt_callbacks.sampling.dynamics import SGLD, Dynamics
+from slt_callbacks.sampling.dynamics import SGLD, Dynamics, RMSPropSGLD
 
 ENGINES = ("auto", "sequential", "vectorized")
 
@@ -42,7 +42,7 @@ class SamplerConfig:
         15
     """
 
-    dynamics: Dynamics = field(default_factory=SGLD)
+    dynamics: SGLD | RMSPropSGLD | Dynamics = field(default_factory=SGLD)  # LightningCLI finds no class in a protocol
     nbeta: float | None = None
     localization: float = 100.0
     num_chains: int = 4
