@@ -7,6 +7,7 @@ floors they live on. Floors that need Lightning or W&B are imported at first use
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from slt_callbacks.calibrate import Calibration, CalibrationPoint, calibrate
 from slt_callbacks.detection import JumpDetector, JumpEvent, Stage, StageDetector, StageEvent
 from slt_callbacks.estimate import Estimator, Measurement, estimate
 from slt_callbacks.observables import LLC, Influence, LossKernel, Observable, ReferencePoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         replay_checkpoints,
     )
     from slt_callbacks.sinks import FileSink, LoggerSink, MemorySink, Sink, WandbSink, stage_figure
+    from slt_callbacks.sinks.calibration import calibration_figure
     from slt_callbacks.sinks.dashboard import dashboard
 
 __version__ = "0.1.0"
@@ -50,6 +52,10 @@ __all__ = [  # noqa: RUF022  # by floor
     "Estimator",
     "Measurement",
     "estimate",
+    # many, to choose the settings
+    "Calibration",
+    "CalibrationPoint",
+    "calibrate",
     # sinks
     "FileSink",
     "LoggerSink",
@@ -57,6 +63,7 @@ __all__ = [  # noqa: RUF022  # by floor
     "Sink",
     "WandbSink",
     "stage_figure",
+    "calibration_figure",
     "dashboard",
     # callbacks
     "SLTMonitor",
@@ -74,6 +81,7 @@ _LAZY = {
     "Sink": "slt_callbacks.sinks",
     "WandbSink": "slt_callbacks.sinks",
     "stage_figure": "slt_callbacks.sinks",
+    "calibration_figure": "slt_callbacks.sinks.calibration",
     "dashboard": "slt_callbacks.sinks.dashboard",
     "SLTMonitor": "slt_callbacks.callbacks",
     "Alert": "slt_callbacks.callbacks",

@@ -216,6 +216,18 @@ class Estimator:
             torch.cuda.empty_cache()
         return self._measure_together(module, step, on_steps, start)
 
+    def automatic_step_size(self, module: nn.Module) -> float:
+        """The step that "auto" stands for at the present weights.
+
+        Raises:
+            ValueError: If the curvature there is not a positive number.
+        """
+        with _undisturbed(module, self._seed):
+            objective = self._prepare(module)
+            curvature = self._curvature(objective, LocalPosterior(self.nbeta, self.config.localization), 0)
+        dynamics = replace(self.config.dynamics, step_size="auto")  # type: ignore[type-var]
+        return float(resolve_step_size(dynamics, curvature).step_size)
+
     def failed(self, step: int, error: str, start: float | None = None) -> Measurement:
         """The record of a measurement that gave nothing: the usual keys with NaN; chains start afresh after it.
 
@@ -307,10 +319,11 @@ class Estimator:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; after a change of settings everything starts afresh, with a warning."""
+        before = state.get("settings", {})
         changed = [
-            f"`{name}` was {state['settings'].get(name)!r} and is {value!r}"
+            f"`{name}` was {before[name]!r} and is {value!r}"
             for name, value in self._settings().items()
-            if state["settings"].get(name) != value
+            if name in before and before[name] != value
         ]
         self._memory, self._direction = {}, None
         if changed:
@@ -323,7 +336,7 @@ class Estimator:
         if self.config.dynamics.step_size == "auto" and state["step_size"] != "auto":
             self.dynamics = replace(self.config.dynamics, step_size=state["step_size"])  # type: ignore[type-var]
         if self.config.engine == "auto":
-            self._engine_name = state["engine"]
+            self._engine_name = state.get("engine", "auto")
         self._panel.load_state_dict(state.get("observables", {}))
         if self._persistent:
             self._direction = state.get("direction")

@@ -20,8 +20,9 @@ ALLOWED = {
     "observables": {"stats", "sampling", "observables"},
     "detection": {"stats", "detection"},  # a side tower: it eats floats, not draws
     "estimate": {"stats", "sampling", "observables"},
-    "sinks": {"stats", "sampling", "observables", "detection", "estimate", "sinks"},
-    "callbacks": {"stats", "sampling", "observables", "detection", "estimate", "sinks", "callbacks"},
+    "calibrate": {"stats", "sampling", "observables", "estimate"},
+    "sinks": {"stats", "sampling", "observables", "detection", "estimate", "calibrate", "sinks"},
+    "callbacks": {"stats", "sampling", "observables", "detection", "estimate", "calibrate", "sinks", "callbacks"},
     "__main__": {"callbacks"},
 }
 THIRD_PARTY = {
@@ -30,6 +31,7 @@ THIRD_PARTY = {
     "observables": {"torch", "numpy", "scipy", "torchmetrics"},
     "detection": {"torch", "numpy", "scipy", "torchmetrics"},
     "estimate": {"torch", "numpy"},
+    "calibrate": {"torch"},
     "sinks": {"torch", "numpy", "wandb", "wandb_workspaces", "PIL", "matplotlib", "lightning"},
     "callbacks": {"torch", "numpy", "lightning", "lightning_utilities"},
     "__main__": set(),
@@ -102,6 +104,7 @@ def test_the_reader_of_imports_sees_them_all(tmp_path: Path) -> None:
         "slt_callbacks.observables",
         "slt_callbacks.detection",
         "slt_callbacks.estimate",
+        "slt_callbacks.calibrate",
     ],
 )
 def test_the_core_imports_without_lightning_wandb_or_pillow(module: str) -> None:

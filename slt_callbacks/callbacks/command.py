@@ -1,4 +1,4 @@
-"""The command line: `replay`, which measures the saved checkpoints of a run that is already over."""
+"""The command line: `replay`, which measures a run that is over, and `calibrate`, which finds settings for one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import argparse
 import json
 import secrets
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import WandbLogger
 
+from slt_callbacks.calibrate import CalibrationPoint, calibrate
+from slt_callbacks.callbacks.checkpoints import load_module
 from slt_callbacks.callbacks.replay import replay_checkpoints
 from slt_callbacks.estimate import Measurement
 from slt_callbacks.sampling import DEFAULT_NUM_SAMPLES, SGLD, LossFnError, SamplerConfig
+from slt_callbacks.sinks.calibration import calibration_figure
 
 _COUNTS = {
     "num_chains": "independent chains",
@@ -34,6 +39,13 @@ _EXAMPLE = """example:
 Checkpoints are measured in the order of their training steps; the chains go on from one to the next. The output folder
 gets measurements.csv, events.json (jumps and stage boundaries) and stages.csv. Called again, also after a crash, it
 measures only what is not finished."""
+
+_CALIBRATE_EXAMPLE = """example:
+  python -m slt_callbacks calibrate last.ckpt --module my_project.model.Net --reference my_project.data.validation
+
+Every point of the grid is one measurement; after the first, it says how long all will take. A point is sound if no
+chain diverges, the chains agree and no longer drift, and the bias of the step is small; the line to copy into the own
+code and a figure come last."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,20 +65,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Traceback (most recent call last):
         SystemExit: 2
     """
-    parser, command = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        exit_code: int = options.run(options)
+    except (TypeError, ValueError, FileNotFoundError, LossFnError) as error:
+        if not _is_ours(error):
+            raise  # from the user's own code: the traceback says where
+        options.command.error(str(error))
+    return exit_code
+
+
+def _run_replay(options: argparse.Namespace) -> int:
     left_out: list[Path] = []
 
     def on_skip(path: Path, reason: str) -> None:
         left_out.append(path)
         print(f"{path} is left out: {reason}", file=sys.stderr)
 
-    try:
-        measurements = _replay(options, on_skip)
-    except (TypeError, ValueError, FileNotFoundError, LossFnError) as error:
-        if not _is_ours(error):
-            raise  # from the user's own code: the traceback says where
-        command.error(str(error))
+    measurements = _replay(options, on_skip)
     failed = [measurement for measurement in measurements if measurement.failed]
     print(_summary(measurements, options.output))
     for measurement in failed:
@@ -74,11 +90,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if left_out or failed else 0
 
 
-def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+def _run_calibrate(options: argparse.Namespace) -> int:
+    """One line a point as it is found, then the figure and the line to copy."""
+    config = {name: getattr(options, name) for name in {**_COUNTS, **_WEIGHTS}}
+    (path,) = _files(options.checkpoint)
+    module = load_module(_imported("--module", options.module), path, options.init_args, options.trust).to(
+        options.device
+    )
+    print(f"{'step size':>10} {'nbeta':>8} {'localization':>12} {'LLC':>9} +- {'stderr':<7} {'R-hat':>6} {'bias':>6}")
+    start = time.monotonic()
+    told: list[CalibrationPoint] = []
+    with Tqdm(desc="Calibrate", disable=options.no_progress, leave=False) as bar:
+
+        def on_point(point: CalibrationPoint, total: int) -> None:
+            bar.total = total
+            bar.update()
+            bar.write(
+                f"{point.step_size:>10.3g} {point.nbeta:>8.3g} {point.localization:>12g} {point.llc:>9.3g} +- "
+                f"{point.stderr:<7.2g} {point.rhat:>6.2f} {point.step_bias:>6.1%}  {point.verdict}"
+            )
+            told.append(point)
+            if len(told) == 1:
+                bar.write(f"About {total * (time.monotonic() - start):.0f} s for all {total} points.", file=sys.stderr)
+
+        found = calibrate(
+            module,
+            _imported("--reference", options.reference),
+            _imported("--loss", options.loss) if options.loss else None,
+            step_sizes=options.step_sizes,
+            nbetas=options.nbetas,
+            localizations=options.localizations,
+            sampler=SamplerConfig(SGLD(), **config),
+            num_samples=options.num_samples,
+            seed=options.seed,
+            on_point=on_point,
+        )
+    print(f"\n{found.line()}")
+    figure = Path(options.output)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        calibration_figure(found, figure)
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+    else:
+        print(f"The figure: {figure}")
+    return 0 if found.recommended is not None else 1
+
+
+def _files(name: str) -> list[Path]:
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"Expected a checkpoint, but there is no file {name}.")
+    return [Path(name)]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m slt_callbacks", description="Live singular-learning-theory measurements."
     )
-    commands = parser.add_subparsers(required=True, metavar="replay")
+    commands = parser.add_subparsers(required=True, metavar="{replay,calibrate}")
+    _add_replay(commands)
+    _add_calibrate(commands)
+    return parser
+
+
+def _add_calibrate(commands: Any) -> None:
+    command = commands.add_parser(
+        "calibrate",
+        help="find sampler settings for a model",
+        description="Measure one checkpoint over a grid of sampler settings, and say which to take.",
+        epilog=_CALIBRATE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=_run_calibrate, command=command)
+    add = command.add_argument
+    add(
+        "checkpoint",
+        help="a Lightning checkpoint, or a file with a state_dict; late in training the curvature is largest",
+    )
+    _add_common(command)
+    add("--output", default="runs/calibration.png", metavar="FILE", help="the figure; default: %(default)s")
+    for name in ("step-sizes", "nbetas", "localizations"):
+        add(f"--{name}", type=float, nargs="+", metavar="X", help="of the grid; default: around the usual value")
+    _add_sampler(command, SamplerConfig(num_draws=200))
+
+
+def _add_replay(commands: Any) -> None:
     replay = commands.add_parser(
         "replay",
         help="measure saved checkpoints, and find jumps and stages",
@@ -86,34 +182,41 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    replay.set_defaults(run=_run_replay, command=replay)
     add = replay.add_argument
     add("checkpoints", nargs="+", help="Lightning checkpoints, or state_dict files named like step=100.pt, or folders")
+    _add_common(replay)
+    add("--observables", metavar="PACKAGE.FUNCTION", help='gives {"llc": LLC(), ...}; default: the LLC alone')
+    add("--output", default="runs/replay", metavar="DIR", help="folder for the results; default: %(default)s")
+    add("--wandb-project", metavar="NAME", help="also log to this W&B project, one row a checkpoint")
+    _add_sampler(replay, SamplerConfig())
+    replay.add_argument_group("step size").add_argument(
+        "--step-size", type=_step_size, default="auto", help='of SGLD; default: "auto"'
+    )
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    """What says which module is measured, on what, and where."""
+    add = command.add_argument
     add("--module", required=True, metavar="PACKAGE.CLASS", help="class of the module")
     add("--reference", required=True, metavar="PACKAGE.FUNCTION", help="gives the samples: a Dataset, DataLoader, ...")
     add("--loss", metavar="PACKAGE.FUNCTION", help="(module, batch) -> losses; default: the module's own")
-    add("--observables", metavar="PACKAGE.FUNCTION", help='gives {"llc": LLC(), ...}; default: the LLC alone')
     add("--init-args", type=_json_object, metavar="JSON", help="arguments of the class that were not saved")
-    add("--output", default="runs/replay", metavar="DIR", help="folder for the results; default: %(default)s")
-    add("--wandb-project", metavar="NAME", help="also log to this W&B project, one row a checkpoint")
     add("--num-samples", type=int, help=f"reference samples; default: {DEFAULT_NUM_SAMPLES}, or all where fewer")
     add("--seed", type=int, default=0, help="of the choice of samples and the chains; default: %(default)s")
     add("--device", default="cpu", help="where the chains run, such as cuda; default: %(default)s")
     add("--trust", action="store_true", help="read checkpoints that hold any Python object: this can run their code")
     add("--no-progress", action="store_true", help="no progress bar")
-    _add_sampler(replay)
-    return parser, replay
 
 
-def _add_sampler(parser: argparse.ArgumentParser) -> None:
+def _add_sampler(parser: argparse.ArgumentParser, default: SamplerConfig) -> None:
     group = parser.add_argument_group("sampler", "keep them over a run, or the curve has no meaning")
-    default = SamplerConfig()
     kinds: list[tuple[dict[str, str], Callable[[str], Any]]] = [(_COUNTS, int), (_WEIGHTS, float)]
     for settings, kind in kinds:
         for name, meaning in settings.items():
             value = getattr(default, name)
             shown = meaning if value is None else f"{meaning}; default: {value}"
             group.add_argument(_option(name), type=kind, default=value, help=shown)
-    group.add_argument("--step-size", type=_step_size, default="auto", help='of SGLD; default: "auto"')
 
 
 def _replay(options: argparse.Namespace, on_skip: Callable[[Path, str], None]) -> list[Measurement]:

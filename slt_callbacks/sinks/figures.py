@@ -81,12 +81,12 @@ def stage_figure(
         >>> [axes.get_ylabel() for axes in figure.axes], figure.axes[0].get_xscale()
         (['loss', 'local learning coefficient'], 'log')
     """
-    figure_class = _figure_class()
+    kind = figure_class()
     shown = [measurement for measurement in history if key in measurement.results]
     if not shown:
         raise ValueError(f"Expected `history` to hold measurements of {key!r}, but got {len(history)} without it.")
     extra = panels or {}
-    figure: Figure = figure_class(figsize=(9, 5.4 + 1.9 * len(extra)), layout="constrained")
+    figure: Figure = kind(figsize=(9, 5.4 + 1.9 * len(extra)), layout="constrained")
     rows = figure.subplots(2 + len(extra), 1, sharex=True, squeeze=False)[:, 0].tolist()
     steps = np.array([measurement.step for measurement in shown], dtype=float)
     _scale(rows[-1], steps, _log_spaced(steps) if log_steps is None else log_steps)
@@ -123,7 +123,7 @@ def report_figure(report: Report) -> Figure | None:
         return None
 
 
-def _figure_class() -> type[Figure]:
+def figure_class() -> type[Figure]:
     """The class itself, which writes PNG through Agg: pyplot, with the user's windows and backend, is left alone."""
     try:
         from matplotlib.figure import Figure

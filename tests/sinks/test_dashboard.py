@@ -19,7 +19,7 @@ pytest.importorskip("wandb_workspaces", reason="the extra `workspace` is not ins
 SECTIONS = ["LLC", "Stages", "Loss kernel", "Influence", "Health and cost"]
 STEP_AXIS = "slt/step"
 # Logged only at events: a short fit has none.
-AT_EVENTS = {"slt/events", "slt/stages", "slt/figure", "slt/influence/events"}
+AT_EVENTS = {"slt/events", "slt/stages", "slt/influence/events"}
 
 
 def spec(workspace: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_what_it_shows_is_what_a_monitor_logs() -> None:
     fit(monitor(observables=observables, sinks=[sink]), max_steps=6)
     last = sink.publications[-1]
     logged = {key for publication in sink.publications for key in publication.scalars} | Watch().scalars().keys()
-    logged |= {f"slt/{key}" for key in last.pictures} | {"slt/stage"}
+    logged |= {f"slt/{key}" for key in last.pictures} | {"slt/stage", "slt/figure"}
     workspace = dashboard("me", "mine", save=False)
     shown = {key for line in lines(workspace) for key in line.get("metrics", [])} | set(images(workspace))
     assert shown - logged == set()
