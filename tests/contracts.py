@@ -66,13 +66,19 @@ def check_dynamics(dynamics: Any) -> None:
 
 
 def check_observable(observable: Any, per_sample: bool = True) -> None:
-    """An observable of the chains' losses: three verbs, a total reset, a pure compute, a `discard` if it has one."""
+    """An observable of the chains' losses: three verbs, a total reset, a pure compute, a `discard` if it has one.
+
+    What it compares over measurements is in its `state_dict`: the same state and the same draws give the same result.
+    """
     assert isinstance(observable, Observable), "has `reset`, `update` and `compute`"
+    if hasattr(observable, "state_dict"):
+        _measured(observable, per_sample, skip=(1,))  # something to compare with
+        observable = _Restarted(observable)
     first = _measured(observable, per_sample, skip=())
     assert isinstance(first, Mapping), "`compute` returns results by name"
     for name, value in first.items():
         assert isinstance(name, str), "`compute` returns results by name"
-        assert "/" not in name, "names have no slash: it separates the key of the observable"
+        assert all(name.split("/")), "names may have parts, such as `group/a_to_b`, none of them empty"
         assert not isinstance(value, torch.Tensor) or not value.requires_grad, f"`{name}` carries no graph"
     _assert_same(observable.compute(), first, "`compute` changes nothing and may be called twice")
     _assert_same(_measured(observable, per_sample, skip=()), first, "`reset` forgets everything")
@@ -85,10 +91,26 @@ def check_observable(observable: Any, per_sample: bool = True) -> None:
         _assert_same(poisoned, never, "NaN of a discarded chain leaves no trace")
 
 
+class _Restarted:
+    """An observable that begins every measurement in the state it was given in."""
+
+    def __init__(self, observable: Any) -> None:
+        self._observable = observable
+        self._state = copy.deepcopy(observable.state_dict())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._observable, name)
+
+    def reset(self, reference: ReferencePoint) -> None:
+        self._observable.load_state_dict(copy.deepcopy(self._state))
+        self._observable.reset(reference)
+
+
 def _measured(
     observable: Any, per_sample: bool, skip: tuple[int, ...], discard: int | None = None, poison: int | None = None
 ) -> Any:
-    num_chains, num_draws, num_samples = 3, 20, 6
+    num_chains, num_draws, num_samples, num_queries = 3, 20, 6, 4
+    asks = getattr(observable, "queries", None) is not None
     generator = torch.Generator().manual_seed(0)
     at_fork = torch.rand(num_samples, generator=generator)
     table = at_fork + 0.1 * torch.randn(num_chains, num_draws, num_samples, generator=generator)
@@ -103,8 +125,16 @@ def _measured(
             localization=1.0,
             num_chains=num_chains,
             num_draws=num_draws,
+            key="own",
+            query_indices=torch.arange(num_queries if asks else 0),
         )
     )
+
+    def probed(losses: torch.Tensor) -> dict[str, torch.Tensor]:
+        if asks:
+            return {"own": losses[:num_queries].square()}
+        return {"own": losses.repeat_interleave(2)} if getattr(observable, "reference_tokens", False) else {}
+
     for chain in range(num_chains):
         for index in range(num_draws):
             losses = table[chain, index]
@@ -119,6 +149,8 @@ def _measured(
                 losses=losses if per_sample else losses.mean(),
                 loss=losses.mean(),
                 excess=(losses - at_fork).mean(),
+                reference_losses=losses if getattr(observable, "reference_losses", False) else None,
+                query_losses=probed(losses),
             )
             assert observable.update(draw) is None, "`update` returns None"
         if chain == discard:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.observables import LLC, ChainHealth
+from slt_callbacks.observables import LLC, ChainHealth, Influence, LossKernel
 from slt_callbacks.sampling import SGLD, RMSPropSGLD
 from tests.contracts import check_dynamics, check_observable
 
@@ -49,7 +49,17 @@ def test_dynamics_keep_their_contract(dynamics: Any) -> None:
     check_dynamics(dynamics)
 
 
-@pytest.mark.parametrize("observable", [LLC(), ChainHealth(), LargestExcess()], ids=lambda o: type(o).__name__)
+OBSERVABLES = [
+    LLC(),
+    ChainHealth(),
+    LossKernel([0, 1, 0, 1, 1, 2]),
+    LossKernel(per_token=True),
+    Influence([torch.zeros(4, 1)], [0, 1, 0, 1, 1, 2], ["a", "b", "a", "b"]),
+    LargestExcess(),
+]
+
+
+@pytest.mark.parametrize("observable", OBSERVABLES, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("per_sample", [True, False])
 def test_observables_keep_their_contract(observable: Any, per_sample: bool) -> None:
     check_observable(observable, per_sample)
@@ -104,6 +114,25 @@ class Sticky(LargestExcess):
         self.largest += 1
 
 
+class Hoarder(LargestExcess):
+    """Compares with a measurement that a checkpoint knows nothing of."""
+
+    last = 0.0
+
+    def compute(self) -> dict[str, float]:
+        return {"shift": self.largest - self.last}
+
+    def reset(self, reference: Any) -> None:
+        self.last = getattr(self, "largest", 0.0)
+        super().reset(reference)
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Takes nothing."""
+
+
 class Counting(LargestExcess):
     def compute(self) -> dict[str, float]:
         self.largest += 1
@@ -115,6 +144,7 @@ class Counting(LargestExcess):
     [
         (Forgetful, "`discard` takes back every draw"),
         (Sticky, "`reset` forgets everything"),
+        (Hoarder, "`reset` forgets everything"),
         (Counting, "`compute` changes nothing"),
     ],
 )

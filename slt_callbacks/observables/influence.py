@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from slt_callbacks.observables.labels import Labels, display_order
+from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
 from slt_callbacks.observables.shifts import Course, Turns, cosine, follow
-from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries
+from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries, matrix_of
 from slt_callbacks.sampling import Draw, Reference, ReferenceSet
 from slt_callbacks.stats import ChainSummary, Moments, Spread, moderated_variance, sign_quantile
 
@@ -42,26 +43,37 @@ class Influence(SnapshotObservable):
       was last certain; NaN at the first measurement, and with fewer than two chains;
     * with labels: ``group_means``, mean correlation by label ``(A, B)``; the same as numbers ``group/<a>_to_<b>`` for
       at most 100 groups; ``group_flips``, ``group_peaks``: likewise for these means;
-    * ``events``: at most 20 pairs and groups that flipped, peaked or moved most, as dicts of builtins for a table.
+    * ``events``: at most 20 pairs and groups that flipped, peaked or moved most, as dicts of builtins for a table. They
+      are told in the numbers that decide a flip, the mean over chains of each one's correlation: ``after`` is that of
+      this measurement, ``before`` the last certain one at a flip, the highest or lowest one at a peak, and that of the
+      last measurement where neither is certain.
 
     **What is certain.** Every chain gives each pair a correlation about its own mean, on Fisher's scale z = atanh r,
     where its error hardly depends on r. The chains are independent, so their spread is the error of the mean whatever
     the autocorrelation of their draws, and it can be had without a stored trace: a block bootstrap over draws would
     need one, and a block length that few draws cannot tell. Variances of few chains are drawn towards their common
     value (`slt_callbacks.stats.moderated_variance`), and the level is Bonferroni's, so that without any influence 0.1
-    certain signs are expected among all pairs; a false flip needs two of them.
+    certain signs are expected among all pairs; a false flip needs two of them, with opposite signs.
+
+    **Memory.** A measurement takes 31 matrices of N x Q doubles at its peak (16 MB at N = Q = 256). A checkpoint holds
+    29 bytes a pair (1.9 MB): in single precision the last correlation, and what was certain until then.
 
     Args:
         queries: Samples to ask about: whatever a monitor takes as `reference`; all of them are used.
         labels: A class a sample of the whole reference data, in its order.
         query_labels: A class a sample of the queries.
+        order: Order of the rows in pictures, a permutation of the N drawn samples; None for labels first, then by
+            likeness at the first snapshot, and kept. One that is given wins over that of a checkpoint.
+        query_order: Order of the columns, a permutation of the Q queries; likewise.
 
     Attributes:
-        order: Order of rows and columns in pictures, from the first snapshot on; or None.
+        order: Order of the rows: the given one, or that of the first snapshot from there on; or None.
+        query_order: That of the columns.
 
     Raises:
-        TypeError: If labels are no integers or strings.
-        ValueError: From `check`: labels of the wrong length, or more pairs than memory has room for.
+        TypeError: If `queries` is None, or labels are no integers or strings.
+        ValueError: If labels collide in logged keys. From `check`: labels or an order of the wrong length, or more
+            pairs than memory has room for.
 
     Source: Kreer et al. (arXiv 2509.26544), definition of the BIF; Lee et al. (arXiv 2510.12071), influence over
     training.
@@ -79,24 +91,39 @@ class Influence(SnapshotObservable):
 
     reference_losses = True
 
-    def __init__(self, queries: Reference, labels: Any = None, query_labels: Any = None) -> None:
+    def __init__(
+        self,
+        queries: Reference,
+        labels: Any = None,
+        query_labels: Any = None,
+        order: Sequence[int] | torch.Tensor | None = None,
+        query_order: Sequence[int] | torch.Tensor | None = None,
+    ) -> None:
+        if queries is None:
+            raise TypeError(
+                "Expected `queries` to be the samples to ask about, whatever a monitor takes as `reference`, but got "
+                "None: give a Dataset, a DataLoader or a list of batches."
+            )
         self.queries = queries
-        self.order: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.order = self._given_order = given_order(order)
+        self.query_order = self._given_query_order = given_order(query_order)
         self._labels = None if labels is None else Labels(labels, "labels")
         self._query_labels = None if query_labels is None else Labels(query_labels, "query_labels")
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
-        """Refuse, before training, labels or a size that do not fit.
+        """Refuse, before training, labels, an order or a size that do not fit.
 
         Raises:
             ValueError: If so.
         """
         if self._labels is not None:
             self._labels.check(reference.source_size, reference.indices, "reference")
+        check_order(self._given_order, len(reference))
         if queries is None:
             return
         if self._query_labels is not None:
             self._query_labels.check(queries.source_size, queries.indices, "queries")
+        check_order(self._given_query_order, len(queries), "query_order", "columns")
         check_entries(len(reference), len(queries), "an influence", "lower `num_samples`, or give fewer `queries`")
 
     def update(self, draw: Draw) -> None:
@@ -106,36 +133,46 @@ class Influence(SnapshotObservable):
         self._moments.update(draw.chain, draw.reference_losses, draw.query_losses[self._point.key])
 
     def images(self, result: Mapping[str, Any]) -> dict[str, Picture]:
-        """The correlation as a picture named ``map``; nothing for a failed measurement."""
-        correlation = result["correlation"]
+        """The correlation as a picture named ``map``; nothing for a failed measurement.
+
+        Raises:
+            ValueError: If `result` has no matrices.
+        """
+        correlation = matrix_of(result, "correlation")
         if not bool(correlation.isfinite().all()):
             return {}
-        rows, columns = self._kept_order(correlation)
-        size = f"{len(rows)} samples (down) by {len(columns)} queries"
-        return {"map": Picture(correlation[rows][:, columns], f"loss correlation, {size}, red helps")}
+        self._keep_order(correlation)
+        size = f"{correlation.shape[0]} samples (down) by {correlation.shape[1]} queries"
+        return {"map": Picture(correlation[self.order][:, self.query_order], f"loss correlation, {size}, red helps")}
 
     def matrices(self, result: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """What belongs into a file of numbers, with the rows of both data sets and the order of the picture."""
-        rows, columns = self.order or (torch.arange(size) for size in result["correlation"].shape)
+        """What belongs into a file of numbers, with the rows of both data sets and the order of the picture.
+
+        Raises:
+            ValueError: If `result` has no matrices.
+        """
         names = ("bif", "within_bif", "correlation", "within_correlation")
-        return {name: result[name] for name in names} | {
+        matrices = {name: matrix_of(result, name) for name in names}
+        rows, columns = (torch.arange(size) for size in matrices["correlation"].shape)
+        return matrices | {
             "indices": self._point.indices,
             "query_indices": self._point.query_indices,
-            "order": rows,
-            "query_order": columns,
+            "order": rows if self.order is None else self.order,
+            "query_order": columns if self.query_order is None else self.query_order,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """The last good correlation, what was certain until then, and the order of the picture."""
         last = self._last_good()
         if last is not None:
-            self._kept_order(last["correlation"].cpu())
-        return super().state_dict() | {"order": None if self.order is None else list(self.order)}
+            self._keep_order(last["correlation"].cpu())
+        return super().state_dict() | {"order": self.order, "query_order": self.query_order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken; an order that was given stays."""
         super().load_state_dict(state)
-        self.order = None if state["order"] is None else (state["order"][0], state["order"][1])
+        self.order = state["order"] if self._given_order is None else self._given_order
+        self.query_order = state["query_order"] if self._given_query_order is None else self._given_query_order
 
     def _statistic(self) -> Any:
         return self._of_chain
@@ -157,41 +194,47 @@ class Influence(SnapshotObservable):
             "within_correlation": summary.within.correlation().cpu(),
             "shift": math.nan if last is None else 1 - cosine(correlation, last["correlation"]),
         }
-        snapshot = {"correlation": correlation}
-        courses, turns = self._follow(summary.spread, correlation.numel(), last)
-        snapshot |= courses
-        result |= {f"{kind}{what}": _count(turns.get(kind), what) for kind in self._kinds() for what in _COUNTED}
+        levels = self._levels(summary)
+        courses, turns = self._follow(levels, summary.spread, last)
+        # Single precision here as in a checkpoint, so that a resumed run compares with the same numbers.
+        snapshot = {"correlation": correlation.float()} | courses
+        snapshot |= {f"{kind}level": level.float() for kind, level in levels.items()}
+        result |= {f"{kind}{what}": _count(turns.get(kind), what) for kind in levels for what in _COUNTED}
         result["sign_flips"] = result.pop("flips")
         if groups is not None:
-            snapshot["groups"] = groups
             result |= {"group_means": groups.cpu()} | self._group_scalars(groups)
         result["events"] = self._events(snapshot, last, turns) if last is not None else []
         return result, snapshot
 
+    def _levels(self, summary: ChainSummary) -> dict[str, torch.Tensor]:
+        """What is followed over the measurements, flat: z of the pairs under "", and means of the groups."""
+        mean = self._of_chain(summary.within) if summary.spread is None else summary.spread.mean
+        return {kind: mean[part] for kind, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, slice]:
+        """Where each kind of statistic stands in what `_of_chain` gives."""
+        num_pairs = len(self._point.indices) * len(self._point.query_indices)
+        pairs = {"": slice(num_pairs)}
+        return pairs | {"group_": slice(num_pairs, None)} if self._labels or self._query_labels else pairs
+
     def _follow(
-        self, spread: Spread | None, num_pairs: int, last: Snapshot | None
+        self, levels: Mapping[str, torch.Tensor], spread: Spread | None, last: Snapshot | None
     ) -> tuple[Snapshot, dict[str, Turns]]:
         """The course of pairs and of groups after this measurement, and what it showed of each."""
         courses: Snapshot = {}
         turns: dict[str, Turns] = {}
-        if spread is None or spread.count < 2:  # one chain cannot tell: what was certain stays so
-            kept = {} if last is None else last
-            return {name: value for name, value in kept.items() if name not in ("correlation", "groups")}, turns
-        for kind in self._kinds():
-            part = slice(num_pairs, None) if kind else slice(num_pairs)
-            variance, degrees = moderated_variance(spread.variance()[part], spread.count - 1)
-            value = spread.mean[part]
-            error = (variance / spread.count).sqrt()
-            before = _course_from(last, kind, len(value))
-            limits = (sign_quantile(size, degrees) for size in (len(value), len(value) * _COMPARED_WITH))
-            course, turned = follow(before, value, error, *limits)
-            courses |= {f"{kind}{name}": tensor for name, tensor in course.tensors().items()}
-            if turned is not None:
-                turns[kind] = turned
+        for kind, part in self._parts().items():
+            before = _course_from(last, kind, len(levels[kind]))
+            if spread is None or spread.count < 2:  # one chain cannot tell: what was certain stays so
+                course = before
+            else:
+                variance, degrees = moderated_variance(spread.variance()[part], spread.count - 1)
+                error = (variance / spread.count).sqrt()
+                limits = (sign_quantile(len(error) * times, degrees) for times in (1, _COMPARED_WITH))
+                course, turned = follow(before, levels[kind], error, *limits)
+                turns |= {} if turned is None else {kind: turned}
+            courses |= {} if course is None else {f"{kind}{name}": value for name, value in course.tensors().items()}
         return courses, turns
-
-    def _kinds(self) -> tuple[str, ...]:
-        return ("", "group_") if self._labels or self._query_labels else ("",)
 
     def _codes(self) -> tuple[torch.Tensor, list[str], torch.Tensor, list[str]]:
         """Class numbers and names of reference samples and of queries; a side without labels is one class."""
@@ -224,41 +267,18 @@ class Influence(SnapshotObservable):
 
     def _events(self, now: Snapshot, last: Snapshot, turns: Mapping[str, Turns]) -> list[dict[str, Any]]:
         """Groups and pairs that flipped or peaked, then the largest movements: what moved most first within each."""
-        rows = self._point.indices.tolist(), self._point.query_indices.tolist()
-        events = self._movers("pair", rows, now["correlation"], last["correlation"], turns.get(""))
-        if "groups" in now and "groups" in last and now["groups"].shape == last["groups"].shape:
-            _, row_names, _, column_names = self._codes()
-            events += self._movers(
-                "group", (row_names, column_names), now["groups"], last["groups"], turns.get("group_")
-            )
+        _, row_names, _, column_names = self._codes()
+        names = {
+            "": (self._point.indices.tolist(), self._point.query_indices.tolist()),
+            "group_": (row_names, column_names),
+        }
+        events: list[dict[str, Any]] = []
+        for kind in self._parts():
+            level, before = now[f"{kind}level"], last.get(f"{kind}level")
+            if before is not None and len(before) == len(level):  # other labels than before a resume do not compare
+                events += _movers(kind, names[kind], level, before, turns.get(kind))
         events.sort(key=lambda event: (not (event["flipped"] or event["peaked"]), -abs(event["change"])))
         return events[:_MOST_EVENTS]
-
-    @staticmethod
-    def _movers(
-        kind: str, names: tuple[list[Any], list[Any]], now: torch.Tensor, before: torch.Tensor, turns: Turns | None
-    ) -> list[dict[str, Any]]:
-        change = (now - before).flatten()
-        none = torch.zeros_like(change, dtype=torch.bool)
-        flipped, peaked = (turns.flipped, turns.peaked) if turns else (none, none)
-        # A turn comes before any movement; no correlation moves by more than 2.
-        weight = torch.where(change.isfinite(), change.abs() + 4.0 * (flipped | peaked), -1.0)
-        top = weight.topk(min(_MOST_EVENTS, len(weight))).indices
-        columns = [top, now.flatten()[top], before.flatten()[top], change[top], flipped[top], peaked[top]]
-        return [
-            {
-                "kind": kind,
-                "source": str(names[0][place // now.shape[1]]),
-                "target": str(names[1][place % now.shape[1]]),
-                "before": old,
-                "after": new,
-                "change": moved,
-                "flipped": flip,
-                "peaked": peak,
-            }
-            for place, new, old, moved, flip, peak in zip(*(column.tolist() for column in columns), strict=True)
-            if not math.isnan(moved)
-        ]
 
     def _empty(self) -> dict[str, Any]:
         rows, row_names, columns, column_names = self._codes()
@@ -271,11 +291,12 @@ class Influence(SnapshotObservable):
             result |= self._group_scalars(groups)
         return result
 
-    def _kept_order(self, correlation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.order is None or tuple(map(len, self.order)) != tuple(correlation.shape):
-            rows, _, columns, _ = self._codes()
-            self.order = display_order(correlation, rows), display_order(correlation.mT, columns)
-        return self.order
+    def _keep_order(self, correlation: torch.Tensor) -> None:
+        num_rows, num_columns = correlation.shape
+        if self.order is None or len(self.order) != num_rows:
+            self.order = display_order(correlation, self._codes()[0])
+        if self.query_order is None or len(self.query_order) != num_columns:
+            self.query_order = display_order(correlation.mT, self._codes()[2])
 
 
 _COUNTED = ("flips", "peaks")
@@ -288,7 +309,37 @@ def _count(turns: Turns | None, what: str) -> float:
 
 
 def _course_from(last: Snapshot | None, kind: str, size: int) -> Course | None:
-    if last is None or f"{kind}sign" not in last or len(last[f"{kind}sign"]) != size:
+    if last is None or f"{kind}certain" not in last or len(last[f"{kind}certain"]) != size:
         return None  # other labels than before a resume start afresh
-    names = ("sign", "direction", "low", "low_error", "high", "high_error")
-    return Course(**{name: last[f"{kind}{name}"] for name in names})
+    return Course(**{item.name: last[f"{kind}{item.name}"] for item in fields(Course)})
+
+
+def _movers(
+    kind: str, names: tuple[list[Any], list[Any]], now: torch.Tensor, before: torch.Tensor, turns: Turns | None
+) -> list[dict[str, Any]]:
+    """The statistics of one kind that turned, then those that moved most, told as correlations."""
+    flipped = peaked = torch.zeros_like(now, dtype=torch.bool)
+    if turns is not None:
+        flipped, peaked = turns.flipped, turns.peaked
+        before = torch.where(flipped | peaked, turns.before.float(), before)
+    if not kind:
+        now, before = now.tanh(), before.tanh()
+    change = now - before
+    # A turn comes before any movement; no correlation moves by more than 2.
+    weight = torch.where(change.isfinite(), change.abs() + 4.0 * (flipped | peaked), -1.0)
+    top = weight.topk(min(_MOST_EVENTS, len(weight))).indices
+    columns = [top, now[top], before[top], change[top], flipped[top], peaked[top]]
+    return [
+        {
+            "kind": "group" if kind else "pair",
+            "source": str(names[0][place // len(names[1])]),
+            "target": str(names[1][place % len(names[1])]),
+            "before": old,
+            "after": new,
+            "change": moved,
+            "flipped": flip,
+            "peaked": peak,
+        }
+        for place, new, old, moved, flip, peak in zip(*(column.tolist() for column in columns), strict=True)
+        if not math.isnan(moved)
+    ]

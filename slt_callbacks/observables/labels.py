@@ -20,6 +20,7 @@ class Labels:
 
     Raises:
         TypeError: If `values` is not one-dimensional or holds anything but integers and strings.
+        ValueError: If two classes would be logged under one name, such as 1 and "1".
 
     Example:
         >>> labels = Labels(["cat", "dog", "cat"], "labels")
@@ -37,6 +38,7 @@ class Labels:
         classes = sorted(set(items), key=lambda item: (isinstance(item, str), item))
         code = {item: number for number, item in enumerate(classes)}
         self.names = [str(item).replace("/", "-") for item in classes]  # a slash would divide the logged key
+        _refuse_twins(classes, self.names, name)
         self._name = name
         self._codes = torch.tensor([code[item] for item in items], dtype=torch.int64)
 
@@ -64,15 +66,20 @@ class Labels:
             )
 
 
-def check_order(order: Sequence[int] | torch.Tensor | None, size: int) -> None:
-    """Refuse an order that is no permutation of `size` rows.
+def given_order(order: Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
+    """A user's order as int64, or None."""
+    return None if order is None else torch.as_tensor(order, dtype=torch.int64)
+
+
+def check_order(order: torch.Tensor | None, size: int, name: str = "order", what: str = "rows") -> None:
+    """Refuse an order that is no permutation of `size` rows or columns.
 
     Raises:
         ValueError: If so.
     """
-    if order is not None and sorted(torch.as_tensor(order).tolist()) != list(range(size)):
+    if order is not None and sorted(order.tolist()) != list(range(size)):
         raise ValueError(
-            f"Expected `order` to name each of the {size} rows once, from 0 to {size - 1}, but got "
+            f"Expected `{name}` to name each of the {size} {what} once, from 0 to {size - 1}, but got "
             f"{len(order)} entries: leave it out to sort by label and likeness."
         )
 
@@ -103,6 +110,17 @@ def _leaves(rows: torch.Tensor) -> torch.Tensor:
     if len(rows) < 2:
         return torch.arange(len(rows))
     return torch.as_tensor(leaves_list(linkage(rows.double().numpy(), method="average")).astype("int64"))
+
+
+def _refuse_twins(classes: Sequence[int | str], names: Sequence[str], argument: str) -> None:
+    first: dict[str, int | str] = {}
+    for item, name in zip(classes, names, strict=True):
+        twin = first.setdefault(name, item)
+        if twin != item:
+            raise ValueError(
+                f"Expected the classes of `{argument}` to have names of their own in logged keys, but got {twin!r} and "
+                f"{item!r}, both {name!r} there: rename one of them."
+            )
 
 
 def _is_label(item: Any) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from slt_callbacks.observables.labels import Labels, check_order, display_order
+from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
 from slt_callbacks.observables.shifts import alignment, class_contrast, effective_rank, label_kernel
-from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries
+from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries, matrix_of
 from slt_callbacks.sampling import Draw, ReferenceSet
 from slt_callbacks.stats import ChainSummary
 
@@ -40,7 +40,7 @@ class LossKernel(SnapshotObservable):
     Args:
         labels: A class a sample of the whole data set, integers or strings, in its order.
         order: Order of the samples in pictures, a permutation of the N drawn ones; None for labels first, then by
-            likeness at the first snapshot, and kept.
+            likeness at the first snapshot, and kept. One that is given wins over that of a checkpoint.
         per_token: Whether rows are the tokens of the samples, N x T of them, sample by sample. The loss function must
             return ``(B, T)``, and a forward pass a draw is spent on them. Labels are each token's sample's.
 
@@ -66,7 +66,7 @@ class LossKernel(SnapshotObservable):
     ) -> None:
         self.reference_losses = not per_token
         self.reference_tokens = per_token
-        self.order = None if order is None else torch.as_tensor(order, dtype=torch.int64)
+        self.order = self._given_order = given_order(order)
         self._labels = None if labels is None else Labels(labels, "labels")
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
@@ -78,7 +78,7 @@ class LossKernel(SnapshotObservable):
         if self._labels is not None:
             self._labels.check(reference.source_size, reference.indices, "reference")
         check_entries(len(reference), len(reference), "a loss kernel", "lower `num_samples`")
-        check_order(self.order, len(reference))
+        check_order(self._given_order, len(reference))
 
     def update(self, draw: Draw) -> None:
         """Take one draw."""
@@ -92,18 +92,26 @@ class LossKernel(SnapshotObservable):
         self._moments.update(draw.chain, losses)
 
     def images(self, result: Mapping[str, Any]) -> dict[str, Picture]:
-        """The correlation as a picture named ``map``; nothing for a failed measurement."""
-        correlation = result["correlation"]
+        """The correlation as a picture named ``map``; nothing for a failed measurement.
+
+        Raises:
+            ValueError: If `result` has no matrices.
+        """
+        correlation = matrix_of(result, "correlation")
         if not bool(correlation.isfinite().all()):
             return {}
         self._keep_order(correlation)
         return {"map": Picture(correlation[self.order][:, self.order], f"loss correlation, {len(correlation)} samples")}
 
     def matrices(self, result: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """What belongs into a file of numbers, with the rows of the data set and the order of the picture."""
-        names = ("covariance", "within_covariance", "correlation")
-        order = torch.arange(len(result["correlation"])) if self.order is None else self.order
-        return {name: result[name] for name in names} | {"indices": self._point.indices, "order": order}
+        """What belongs into a file of numbers, with the rows of the data set and the order of the picture.
+
+        Raises:
+            ValueError: If `result` has no matrices.
+        """
+        matrices = {name: matrix_of(result, name) for name in ("covariance", "within_covariance", "correlation")}
+        order = torch.arange(len(matrices["correlation"])) if self.order is None else self.order
+        return matrices | {"indices": self._point.indices, "order": order}
 
     def state_dict(self) -> dict[str, Any]:
         """The last good correlation, and the order of the rows."""
@@ -113,14 +121,15 @@ class LossKernel(SnapshotObservable):
         return super().state_dict() | {"order": self.order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken; an order that was given stays."""
         super().load_state_dict(state)
-        self.order = state["order"]
+        self.order = state["order"] if self._given_order is None else self._given_order
 
     def _summarize(self, summary: ChainSummary, last: Snapshot | None) -> tuple[dict[str, Any], Snapshot]:
         covariance = _symmetric(summary.pooled.covariance())
         correlation = _symmetric(summary.pooled.correlation())
-        correlation.diagonal().copy_((summary.pooled.square_x > 0).double())
+        square = summary.pooled.square_x
+        correlation.diagonal().copy_(torch.where(square == 0, 0.0, square / square))  # exactly 1, and NaN stays
         result: dict[str, Any] = {
             "covariance": covariance.cpu(),
             "correlation": correlation.cpu(),

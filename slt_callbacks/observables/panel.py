@@ -11,7 +11,7 @@ import torch
 from slt_callbacks.observables.base import Observable, ReferencePoint
 from slt_callbacks.observables.llc import LLC
 from slt_callbacks.sampling import Draw, Reference, ReferenceSet, draw_reference
-from slt_callbacks.sampling.batches import describe, map_leaves
+from slt_callbacks.sampling.batches import Batch, map_leaves
 
 RESERVED_NAMES = ("health", "cost", "step", "stage", "jump", "detection", "stages", "events")
 
@@ -60,7 +60,7 @@ class Panel:
             if queries is not None and _structure(queries) != _structure(reference):
                 raise ValueError(
                     f"Expected the queries of `observables[{key!r}]` to have the structure of the reference samples, "
-                    f"{_shape(reference)}, but got {_shape(queries)}: one `loss_fn` has to take both."
+                    f"{_described(reference)}, but got {_described(queries)}: one `loss_fn` has to take both."
                 )
             if hasattr(observable, "check"):
                 observable.check(reference, queries)
@@ -159,10 +159,27 @@ def _draw_queries(key: str, queries: Reference) -> ReferenceSet:
 
 
 def _structure(samples: ReferenceSet) -> str:
-    """Containers and the type of every leaf; sizes may differ, as with texts of other lengths."""
-    (batch, _), *_ = samples.batches(torch.arange(1))
-    return repr(map_leaves(lambda leaf: str(getattr(leaf, "dtype", type(leaf).__name__)), batch))
+    """Containers and the type of every leaf; sizes may differ, as with texts of other lengths.
+
+    Every floating-point tensor is cast to the precision of the fork, so that these are of one kind.
+    """
+
+    def kind(leaf: Any) -> str:
+        if not isinstance(leaf, torch.Tensor):
+            return type(leaf).__name__
+        return "floating" if leaf.is_floating_point() else str(leaf.dtype)
+
+    return repr(map_leaves(kind, _first(samples)))
 
 
-def _shape(samples: ReferenceSet) -> str:
-    return describe(samples.batches(torch.arange(1))[0][0])
+def _described(samples: ReferenceSet) -> str:
+    def shape_and_type(leaf: Any) -> str:
+        if not isinstance(leaf, torch.Tensor):
+            return type(leaf).__name__
+        return f"Tensor{list(leaf.shape)} of {str(leaf.dtype).removeprefix('torch.')}"
+
+    return repr(map_leaves(shape_and_type, _first(samples)))
+
+
+def _first(samples: ReferenceSet) -> Batch:
+    return samples.batches(torch.arange(1))[0][0]

@@ -16,7 +16,8 @@ from slt_callbacks.stats import ChainMoments, ChainSummary, Moments
 Snapshot = dict[str, torch.Tensor]
 """What a measurement leaves for the next to be compared with."""
 
-# A matrix of this many float64 takes 128 MiB, and a measurement holds about eight of them.
+# A matrix of this many float64 takes 128 MiB. What a measurement takes at its peak, from the third on, is counted in
+# resident memory at 2048 x 2048: 15 matrices for a kernel (1.9 GiB at the limit), 31 for an influence (3.9 GiB).
 MOST_ENTRIES = 4096**2
 
 
@@ -45,8 +46,8 @@ class _Computed:
 class SnapshotObservable(ABC):
     """An observable of pairs of samples that compares each measurement with the last good one.
 
-    A measurement becomes the one to compare with when the next begins, if it was computed to its end and had a draw: so
-    `compute` changes nothing, and a measurement that failed, however far it came, leaves no mark.
+    A measurement becomes the one to compare with when the next begins, if it was computed to its end, had a draw and is
+    finite: so `compute` changes nothing, and a measurement that failed, however far it came, leaves no mark.
     """
 
     _point: ReferencePoint
@@ -73,7 +74,8 @@ class SnapshotObservable(ABC):
                 self._computed = _Computed(self._moments.version, self._empty())
             else:
                 result, snapshot = self._summarize(summary, self._fitting(self._last, summary.pooled))
-                self._computed = _Computed(self._moments.version, result, snapshot)
+                good = bool(snapshot["correlation"].isfinite().all())
+                self._computed = _Computed(self._moments.version, result, snapshot if good else None)
         return dict(self._computed.result)
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +119,21 @@ class SnapshotObservable(ABC):
         """The result without a draw: NaN everywhere."""
 
 
+def matrix_of(result: Mapping[str, Any], name: str) -> torch.Tensor:
+    """A matrix of a result.
+
+    Raises:
+        ValueError: If it is not there any more.
+    """
+    if name not in result:
+        raise ValueError(
+            f"Expected `result` to hold the matrix {name!r}, but got only {sorted(result)}: `monitor.history` keeps "
+            "the matrices of the newest measurements alone; give a MemorySink in `sinks` to keep them all."
+        )
+    matrix: torch.Tensor = result[name]
+    return matrix
+
+
 def check_entries(rows: int, columns: int, what: str, remedy: str) -> None:
     """Refuse a matrix beyond the memory limit.
 
@@ -125,6 +142,6 @@ def check_entries(rows: int, columns: int, what: str, remedy: str) -> None:
     """
     if rows * columns > MOST_ENTRIES:
         raise ValueError(
-            f"Expected {what} of at most {MOST_ENTRIES} entries, such as 4096 x 4096 (128 MiB a matrix), but got "
-            f"{rows} x {columns}: {remedy}."
+            f"Expected {what} of at most {MOST_ENTRIES} entries, such as 4096 x 4096 (128 MiB a matrix, and a "
+            f"measurement takes up to 31 of them), but got {rows} x {columns}: {remedy}."
         )

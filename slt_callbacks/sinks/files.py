@@ -27,6 +27,9 @@ _A_STORY = 5  # measurements: fewer have no stages
 class FileSink:
     """Writes every picture as ``<observable>/<name>-<step>.png``, and the matrices behind them as one ``.npz``.
 
+    Tables of a measurement, such as the pairs whose influence moved most, stand beside the pictures as
+    ``<observable>/<name>-<step>.csv``.
+
     The matrices are written where the detectors have found something and at the end of the run, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
     that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json`` and
@@ -59,7 +62,7 @@ class FileSink:
         self._folder = Path(self._dirpath) if self._dirpath is not None else _folder_of(loggers)
 
     def publish(self, publication: Publication) -> None:
-        """Write the pictures, and at an event the matrices."""
+        """Write the pictures and tables, and at an event the matrices."""
         step = publication.measurement.step
         for key, picture in publication.pictures.items():
             path = self._folder / f"{key}-{step:08d}.png"
@@ -67,6 +70,9 @@ class FileSink:
             text = PngInfo()
             text.add_text("Description", caption(step, picture.caption))
             correlation_map(picture.matrix).save(path, pnginfo=text)
+        for key, rows in publication.tables.items():
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            replace_file(self._folder / f"{key}-{step:08d}.csv", csv_bytes(rows, columns))
         if publication.matrices:
             self._pending = publication
             if publication.events:

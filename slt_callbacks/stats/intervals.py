@@ -55,7 +55,7 @@ def moderated_variance(variance: torch.Tensor, degrees: int) -> tuple[torch.Tens
 def sign_quantile(num_statistics: int, degrees: float) -> float:
     """How many standard errors from zero make a sign, so that 0.1 false ones are expected in all.
 
-    The level is Bonferroni's, ``0.1 / num_statistics`` on each side, and never above 5 % of both sides together.
+    The level is Bonferroni's, ``0.1 / num_statistics`` for both sides together, and never above 5 %.
 
     Args:
         num_statistics: How many signs are asked at once.
@@ -63,9 +63,9 @@ def sign_quantile(num_statistics: int, degrees: float) -> float:
 
     Example:
         >>> round(sign_quantile(1, math.inf), 2), round(sign_quantile(65536, math.inf), 2)
-        (1.96, 4.67)
+        (1.96, 4.81)
     """
-    side = min(_LARGEST_LEVEL / 2, _FALSE_SIGNS / num_statistics)
+    side = min(_LARGEST_LEVEL, _FALSE_SIGNS / num_statistics) / 2
     return -float(ndtri(side) if math.isinf(degrees) else stdtrit(degrees, side))
 
 

@@ -45,9 +45,9 @@ class Moments:
         return self.comoment / degrees if degrees > 0 else torch.full_like(self.comoment, torch.nan)
 
     def correlation(self) -> torch.Tensor:
-        """``comoment / sqrt(square_x square_y)``, ``(N, Q)``, within [-1, 1]; 0 where a row does not vary."""
+        """``comoment / sqrt(square_x square_y)``, ``(N, Q)``, within [-1, 1]; 0 where a row never varied; NaN stays."""
         scale = self.square_x.sqrt()[:, None] * self.square_y.sqrt()[None, :]
-        return torch.where(scale > 0, self.comoment / scale, 0.0).clamp_(-1.0, 1.0)
+        return torch.where(scale == 0, 0.0, self.comoment / scale).clamp_(-1.0, 1.0)
 
 
 def moments_of(x: torch.Tensor, y: torch.Tensor | None = None) -> Moments:

@@ -1,12 +1,11 @@
+import csv
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import wandb
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
@@ -67,16 +66,8 @@ class TestCorrelationMap:
         with pytest.raises(ValueError, match="`limit` to be positive"):
             correlation_map(torch.eye(2), limit=0.0)
 
-    def test_a_map_of_256_samples_takes_w_and_b_less_than_15_ms(self) -> None:
-        matrix = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-        seconds = []
-        for _ in range(30):  # the fastest is what the code takes; the others shared their core
-            start = time.process_time()
-            image = correlation_map(matrix)
-            wandb.Image(image, caption="step 1")
-            seconds.append(time.process_time() - start)
-        assert image.mode == "P"
-        assert min(seconds) < 0.015
+    def test_a_map_stays_a_palette_of_one_byte_a_pixel(self) -> None:
+        assert correlation_map(torch.eye(256)).mode == "P"
 
 
 PICTURE = Picture(torch.diag(torch.tensor([1.0, -1.0])), "two samples")
@@ -115,6 +106,17 @@ class TestFileSink:
             assert file["step"] == 3
             assert file["kernel/correlation"].tolist() == [[1.0, 0.0], [0.0, -1.0]]
             assert file["kernel/order"].tolist() == [1, 0]
+
+    def test_tables_are_written_beside_the_pictures(self, tmp_path: Path) -> None:
+        sink = FileSink(tmp_path)
+        sink.open([], {})
+        rows = [{"source": "a, b", "change": -0.5}, {"source": "c", "peaked": True}]
+        sink.publish(publication(123, tables={"influence/events": rows}))
+        with (tmp_path / "influence" / "events-00000123.csv").open(newline="") as file:
+            assert list(csv.DictReader(file)) == [
+                {"source": "a, b", "change": "-0.5", "peaked": ""},
+                {"source": "c", "change": "", "peaked": "True"},
+            ]
 
     def test_without_pictures_there_is_no_folder(self, tmp_path: Path) -> None:
         sink = FileSink(tmp_path / "out")
@@ -167,18 +169,33 @@ class TestRun:
         assert _flat(rows[-1], "slt/influence/events")["nrows"] == 20
         assert all(math.isfinite(row["slt/influence/group/1_to_0"]) for row in rows)
         assert math.isfinite(rows[-1]["slt/kernel/alignment"])
-        artifacts = [r["artifact"] for r in found if r["type"] == "artifact"]
-        assert sum(a["type"] == "slt-matrices" for a in artifacts) == 1
+        (artifact,) = [
+            r["artifact"] for r in found if r["type"] == "artifact" and r["artifact"]["type"] == "slt-matrices"
+        ]
+        (entry,) = artifact["manifest"]["contents"]
+        assert entry["path"] == "matrices.npz"
+        with np.load(entry["local_path"], allow_pickle=False) as file:
+            last = memory.publications[-1].matrices
+            assert set(file.files) == {"step", *last}
+            assert file["step"] == 6
+            for name, matrix in last.items():
+                np.testing.assert_allclose(file[name], matrix, rtol=2**-23, atol=1e-30)
+            assert [file[f"{key}/order"].tolist() for key in observed()] == orders[0], "that of the first picture"
 
     def test_files_lie_in_the_folder_of_a_run_without_a_logger(self, tmp_path: Path) -> None:
         watched = monitor(observables=observed())
         fit(watched, default_root_dir=tmp_path)
         names = sorted(path.relative_to(tmp_path / "slt").as_posix() for path in (tmp_path / "slt").rglob("*.*"))
         assert names == [
+            *(f"influence/events-0000000{step}.csv" for step in (4, 6)),
             *(f"influence/map-0000000{step}.png" for step in (2, 4, 6)),
             *(f"kernel/map-0000000{step}.png" for step in (2, 4, 6)),
             "matrices-00000006.npz",
         ]
+        with (tmp_path / "slt" / names[1]).open(newline="") as table:
+            events = list(csv.DictReader(table))
+        wanted_events = watched.history[-1]["influence"]["events"]
+        assert [(e["source"], float(e["after"])) for e in events] == [(e["source"], e["after"]) for e in wanted_events]
         with np.load(tmp_path / "slt" / names[-1]) as file:
             wanted = watched.history[-1]["kernel"]["covariance"]
             np.testing.assert_allclose(file["kernel/covariance"], wanted, rtol=1e-6, atol=1e-12)
