@@ -15,6 +15,7 @@ import torch
 from slt_callbacks.callbacks.watch import Watch
 from slt_callbacks.estimate import Estimator, Measurement
 from slt_callbacks.sampling import ReferenceSet, map_leaves
+from slt_callbacks.sinks.base import publish_scalars
 from slt_callbacks.sinks.files import csv_bytes, replace_file, write_tables
 
 _STATE_VERSION = 1
@@ -28,7 +29,8 @@ class Archive:
 
     Args:
         folder: Made when it is needed.
-        settings: What must be the same for the measurements to belong together, builtins only.
+        settings: What must be the same for the measurements to belong together, builtins only, and the ``detectors``,
+            which may change.
 
     Attributes:
         measurements: The finished ones, in step order.
@@ -50,15 +52,25 @@ class Archive:
             self.measurements = [self._read(row["slt/step"]) for row in self._rows]
 
     def restore(self, estimator: Estimator, watch: Watch) -> None:
-        """Chains and detectors go on where the folder's last measurement left them."""
-        if self._state is not None:
-            estimator.load_state_dict(self._state["estimator"])
+        """Chains and detectors go on where the folder's last measurement left them.
+
+        Other detectors than the folder's see its measurements first: those need no measuring again.
+        """
+        if self._state is None:
+            return
+        estimator.load_state_dict(self._state["estimator"])
+        if self._state["settings"]["detectors"] == self._settings["detectors"]:
             watch.load_state_dict(self._state["watch"])
+            return
+        self._rows = []
+        for measurement in self.measurements:
+            watch.update(measurement)
+            self._rows.append(_row(measurement, publish_scalars(measurement) | watch.scalars()))
 
     def add(self, measurement: Measurement, scalars: Mapping[str, float], estimator: Estimator, watch: Watch) -> None:
         """Keep a measurement; with the state, written last, it is finished."""
         self.measurements.append(measurement)
-        self._rows.append({**scalars, "error": measurement.error})
+        self._rows.append(_row(measurement, scalars))
         record = {"results": _plain(measurement.results), "error": measurement.error}
         replace_file(self._measurement_file(measurement.step), _saved(record))
         self.write_tables(watch)
@@ -89,7 +101,7 @@ class Archive:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         before, now = {"version": state["version"], **state["settings"]}, {"version": _STATE_VERSION, **self._settings}
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changed = [name for name in {**before, **now} if name != "detectors" and before.get(name) != now.get(name)]
         if changed:
             told = "; ".join(f"`{name}` was {before.get(name)} and is {now.get(name)}" for name in changed)
             raise ValueError(
@@ -99,15 +111,16 @@ class Archive:
 
 
 def settings_of(
-    module: type, loss_fn: Any, observables: Sequence[str], estimator: Estimator, seed: int
+    module: type, loss_fn: Any, observables: Sequence[str], estimator: Estimator, watch: Watch, seed: int
 ) -> dict[str, Any]:
-    """What two measurements must share to be points of one curve.
+    """What two measurements must share to be points of one curve, and the detectors.
 
     Args:
         module: The class.
         loss_fn: The loss function, or None.
         observables: Their keys.
         estimator: With the reference set and the settings of the chains.
+        watch: With the detectors.
         seed: Of the chains.
     """
     config = {field.name: getattr(estimator.config, field.name) for field in fields(estimator.config)}
@@ -121,7 +134,12 @@ def settings_of(
         **config,
         "seed": seed,
         "reference": f"{len(estimator.reference)} samples {_digest(estimator.reference)}",
+        "detectors": watch.settings(),
     }
+
+
+def _row(measurement: Measurement, scalars: Mapping[str, float]) -> dict[str, Any]:
+    return {**scalars, "error": measurement.error}
 
 
 def _name(thing: Any) -> str:

@@ -55,7 +55,7 @@ def in_step_order(checkpoints: Iterable[str | Path], on_skip: OnSkip, trust: boo
     reasons = []
     for file in files:
         try:
-            step = _step_of(file, trust)
+            step = step_of(file, trust)
         except ValueError as error:
             reasons.append(str(error))
             on_skip(file, str(error))
@@ -112,6 +112,32 @@ def load_module(
     return made
 
 
+def step_of(path: Path, trust: bool) -> int:
+    """The training step of a checkpoint: the ``global_step`` that it holds, else the ``step=123`` of its name.
+
+    Args:
+        path: As in `load_module`.
+        trust: As in `load_module`.
+
+    Raises:
+        ValueError: If the file cannot be read, or says no step.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "last.ckpt"
+        >>> torch.save({"global_step": 7}, path)
+        >>> step_of(path, trust=False)
+        7
+    """
+    step = _read(path, trust).get("global_step")
+    if isinstance(step, int):
+        return step
+    named = re.search(r"step=(\d+)", path.name)
+    if named is None:
+        raise ValueError("it holds no `global_step`, and its name no step: rename it, as in `model-step=100.pt`.")
+    return int(named[1])
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         inside = sorted(path.glob("*.ckpt"))
@@ -121,16 +147,6 @@ def _files(path: Path) -> list[Path]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected checkpoints that exist, but there is no file {path}.")
     return [path]
-
-
-def _step_of(path: Path, trust: bool) -> int:
-    step = _read(path, trust).get("global_step")
-    if isinstance(step, int):
-        return step
-    named = re.search(r"step=(\d+)", path.name)
-    if named is None:
-        raise ValueError("it holds no `global_step`, and its name no step: rename it, as in `model-step=100.pt`.")
-    return int(named[1])
 
 
 def _read(path: Path, trust: bool) -> Mapping[str, Any]:

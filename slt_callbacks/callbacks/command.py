@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import secrets
 import sys
@@ -37,8 +38,8 @@ _EXAMPLE = """example:
   python -m slt_callbacks replay checkpoints/*.ckpt --module my_project.model.Net --reference my_project.data.validation
 
 Checkpoints are measured in the order of their training steps; the chains go on from one to the next. The output folder
-gets measurements.csv, events.json (jumps and stage boundaries) and stages.csv. Called again, also after a crash, it
-measures only what is not finished."""
+gets measurements.csv, events.json (jumps and stage boundaries), stages.csv and stages.png. Called again, also after a
+crash, it measures only what is not finished."""
 
 _CALIBRATE_EXAMPLE = """example:
   python -m slt_callbacks calibrate last.ckpt --module my_project.model.Net --reference my_project.data.validation
@@ -319,8 +320,19 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _summary(measurements: Sequence[Measurement], output: str) -> str:
+    """What was found, as the tables in the folder have it."""
     events = json.loads((Path(output) / "events.json").read_text())
-    jumps = [event for event in events if event["type"] == "JumpEvent"]
+    with (Path(output) / "stages.csv").open(newline="") as file:
+        stages = list(csv.DictReader(file))
     lines = [f"{len(measurements)} checkpoints measured; the results are in {output}."]
-    lines += [f"LLC jump {'up' if jump['direction'] > 0 else 'down'} at step {jump['onset_step']}" for jump in jumps]
+    lines += [
+        f"Jump of {event['key']} {'up' if event['direction'] > 0 else 'down'} at step {event['onset_step']}"
+        for event in events
+        if event["type"] == "JumpEvent"
+    ]
+    lines += [
+        f"Stage {stage['stage']}: {stage['type']}, steps {stage['start_step']} to {stage['end_step']}, "
+        f"from {float(stage['llc_start']):.4g} to {float(stage['llc_end']):.4g}"
+        for stage in stages
+    ]
     return "\n".join(lines)

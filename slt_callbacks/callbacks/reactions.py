@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from slt_callbacks.callbacks.watch import FailureEvent, StepSizeEvent
+from slt_callbacks.callbacks.checkpoints import step_of
+from slt_callbacks.callbacks.watch import FailureEvent, StepSizeEvent, is_mean
 from slt_callbacks.detection import JumpEvent, StageEvent
 from slt_callbacks.sinks import send_alert
 
 Reaction = Callable[[pl.Trainer, pl.LightningModule, Any], None]
 _DIRECTION = {1: "up", -1: "down"}
+_NEAR = 2  # measurements by which the boundary that a jump makes may lie beside the jump
 
 
 class Alert:
     """A W&B alert for jumps, new stages and failing samplers; a Python warning where there is no W&B run.
 
-    Titles are constant, because W&B limits alerts by title; the numbers are in the text.
+    Titles are constant, so that filters and rules may know them; the key and the numbers are in the text. Elsewhere
+    than to W&B, such as to a webhook, goes any function.
 
     Example:
         >>> import warnings
@@ -33,6 +35,19 @@ class Alert:
         ...     Alert()(trainer, None, FailureEvent(8, 3, "all 4 chains diverged"))
         >>> str(caught[-1].message)
         'SLT sampling fails: 3 measurements in a row up to step 8: all 4 chains diverged'
+
+        A webhook, in its place or beside it:
+
+        >>> import json
+        >>> from urllib.request import Request, urlopen
+        >>> def webhook(trainer, pl_module, event, url="data:,"):  # the address that your service gives you
+        ...     described = describe(event)
+        ...     if described is not None and trainer.is_global_zero:
+        ...         content = json.dumps({"text": ": ".join(described)}).encode()
+        ...         with urlopen(Request(url, content, {"Content-Type": "application/json"}), timeout=5):
+        ...             print("sent", content.decode())
+        >>> webhook(trainer, None, FailureEvent(8, 3, "diverged"))
+        sent {"text": "SLT sampling fails: 3 measurements in a row up to step 8: diverged"}
     """
 
     def __call__(self, trainer: pl.Trainer, pl_module: pl.LightningModule | None, event: Any) -> None:
@@ -48,8 +63,21 @@ class Alert:
 class SaveCheckpoint:
     """Save the weights at a jump or a new stage, and the last ones from before it that a ModelCheckpoint has kept.
 
+    ``step=<step>-jump.ckpt``, or ``-stage.ckpt``, is of the measurement that gave the news; ``before-jump-<name>`` is
+    a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the jump or the boundary.
+
     Args:
         dirpath: Where to; made when it is needed.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> trainer, model, folder = pl.Trainer(barebones=True, accelerator="cpu"), pl.LightningModule(), mkdtemp()
+        >>> trainer.strategy.connect(model)  # as `fit` does
+        >>> jump = JumpEvent(step=130, index=13, direction=1, delta=5.0, z=9.0, onset_step=120, onset_index=12)
+        >>> SaveCheckpoint(folder)(trainer, model, jump)
+        >>> [path.name for path in Path(folder).iterdir()]
+        ['step=0-jump.ckpt']
+        >>> shutil.rmtree(folder)
     """
 
     def __init__(self, dirpath: str | Path) -> None:
@@ -60,34 +88,43 @@ class SaveCheckpoint:
         if not is_news(event):
             return
         kind = "jump" if isinstance(event, JumpEvent) else "stage"
-        trainer.save_checkpoint(self._dirpath / f"step={trainer.global_step}-{kind}.ckpt")
-        began = event.onset_step if isinstance(event, JumpEvent) else event.step
-        kept = _kept_before(trainer, began)
-        if kept is not None and trainer.is_global_zero:
+        _save(trainer, self._dirpath / f"step={trainer.global_step}-{kind}.ckpt")
+        if not trainer.is_global_zero:
+            return
+        kept = _kept_before(trainer, event.onset_step if isinstance(event, JumpEvent) else event.step)
+        if kept is not None:
             shutil.copy2(kept, self._dirpath / f"before-{kind}-{kept.name}")
 
 
 class StopTraining:
-    """Stop at the end of the batch in which the n-th jump or new stage was found.
+    """Stop at the end of the batch in which the n-th transition was found.
+
+    A jump and the boundary that it makes are one transition, and a boundary that was withdrawn is none. They are
+    counted in ``monitor.events``, so those from before a resume count as well.
 
     Args:
         after: n.
 
     Raises:
         ValueError: If `after` is not a positive integer.
+
+    Example:
+        >>> trainer = pl.Trainer(barebones=True, accelerator="cpu")
+        >>> jump = JumpEvent(step=130, index=13, direction=1, delta=5.0, z=9.0, onset_step=120, onset_index=12)
+        >>> StopTraining()(trainer, pl.LightningModule(), jump)
+        >>> trainer.should_stop
+        True
     """
 
     def __init__(self, after: int = 1) -> None:
         if isinstance(after, bool) or not isinstance(after, int) or after < 1:
             raise ValueError(f"Expected `after` to be a positive integer, but got {after!r}.")
-        self._left = after
+        self._after = after
 
     def __call__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: Any) -> None:
         """Count, and stop."""
-        if is_news(event):
-            self._left -= 1
-            if self._left <= 0:
-                trainer.should_stop = True
+        if is_news(event) and num_transitions(_events(trainer) or [event]) >= self._after:
+            trainer.should_stop = True
 
 
 def is_news(event: Any) -> bool:
@@ -95,13 +132,37 @@ def is_news(event: Any) -> bool:
     return isinstance(event, JumpEvent) or (isinstance(event, StageEvent) and event.kind == "announced")
 
 
+def num_transitions(events: Sequence[Any]) -> int:
+    """Jumps, and boundaries that are announced, not withdrawn, and not the boundary of a jump.
+
+    Example:
+        >>> jump = JumpEvent(step=130, index=13, direction=1, delta=5.0, z=9.0, onset_step=120, onset_index=12)
+        >>> num_transitions([jump, StageEvent("announced", 0, 12, 120), StageEvent("announced", 1, 30, 300)])
+        2
+    """
+    jumps = [event for event in events if isinstance(event, JumpEvent)]
+    stages = [event for event in events if isinstance(event, StageEvent)]
+    withdrawn = {(event.key, event.boundary_id) for event in stages if event.kind == "withdrawn"}
+    boundaries = [
+        event
+        for event in stages
+        if event.kind == "announced"
+        and (event.key, event.boundary_id) not in withdrawn
+        and not any(_same(jump, event) for jump in jumps)
+    ]
+    return len(jumps) + len(boundaries)
+
+
 def describe(event: Any) -> tuple[str, str] | None:
     """Title and text of an alert; None for what deserves none."""
     if isinstance(event, JumpEvent):
         where = f"between step {event.onset_step} and {event.step}"
-        return "LLC jump", f"{_DIRECTION[event.direction]} by {abs(event.delta):.4g} {where} (z = {event.z:.1f})"
+        text = f"{_DIRECTION[event.direction]} by {abs(event.delta):.4g} {where} (z = {event.z:.1f})"
+        return ("LLC jump" if _of_llc(event) else "Jump of a watched number"), f"{event.key} {text}".lstrip()
     if isinstance(event, StageEvent):
-        return ("New developmental stage", f"it began at step {event.step}") if event.kind == "announced" else None
+        if event.kind != "announced":
+            return None
+        return ("New developmental stage" if _of_llc(event) else "New stage of a watched number"), _stage_text(event)
     if isinstance(event, FailureEvent):
         return "SLT sampling fails", f"{event.count} measurements in a row up to step {event.step}: {event.error}"
     if isinstance(event, StepSizeEvent):
@@ -109,12 +170,51 @@ def describe(event: Any) -> tuple[str, str] | None:
     return "SLT event", repr(event)
 
 
+def _of_llc(event: JumpEvent | StageEvent) -> bool:
+    return not event.key or is_mean(event.key)
+
+
+def _stage_text(event: StageEvent) -> str:
+    if event.previous_step is None:
+        return f"{event.key} a new stage began at step {event.step}".lstrip()
+    return (
+        f"{event.key} from {event.previous_type} to {event.stage_type} between step {event.previous_step} and "
+        f"{event.step}: {event.value_before:.4g} then, {event.value_now:.4g} now"
+    ).lstrip()
+
+
+def _same(jump: JumpEvent, boundary: StageEvent) -> bool:
+    """Whether the boundary is the one that the jump makes: both count the points of the same series."""
+    near = jump.onset_index - _NEAR <= boundary.index <= jump.index + _NEAR
+    return near and jump.key == boundary.key
+
+
+def _events(trainer: pl.Trainer) -> list[Any]:
+    """Those of the trainer's monitor; none where the reaction is called without one."""
+    from slt_callbacks.callbacks.monitor import SLTMonitor  # it imports this module
+
+    return [event for one in trainer.callbacks if isinstance(one, SLTMonitor) for event in one.events]  # type: ignore[attr-defined]
+
+
+def _save(trainer: pl.Trainer, path: Path) -> None:
+    """Save on all ranks together, or fail without leaving the others waiting for ever."""
+    try:
+        trainer.save_checkpoint(path)
+    except Exception:
+        # Rank 0 alone writes, and where that fails the others are in the barrier at the end of `save_checkpoint`.
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+        raise
+
+
 def _kept_before(trainer: pl.Trainer, step: int) -> Path | None:
-    """The newest file of a ModelCheckpoint whose name says a step before `step`."""
-    files: set[str] = set()
-    for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, ModelCheckpoint):
-            files |= {*checkpoint.best_k_models, checkpoint.last_model_path, checkpoint.best_model_path}
-    dated = [(int(match[1]), file) for file in files if (match := re.search(r"step=(\d+)", Path(file).name))]
-    before = [(at, file) for at, file in dated if at < step and Path(file).is_file()]
-    return Path(max(before)[1]) if before else None
+    """The newest file in the folders of the ModelCheckpoints that is of a step before `step`."""
+    folders = {one.dirpath for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath}
+    files = [file for folder in folders for file in Path(folder).glob("*.ckpt") if file.is_file()]
+    # Newest first, because reading thousands of them would take seconds
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        try:
+            if step_of(file, trust=False) < step:
+                return file
+        except ValueError:  # no checkpoint, or none that says its step
+            continue
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +68,8 @@ def replay_checkpoints(
     Chains go on from one checkpoint to the next, and detectors look for jumps and stages. With the monitor's reference,
     settings and seed, and a checkpoint at each of its steps, the numbers are the monitor's own. `output` holds
     ``measurements.csv``, ``events.json``, ``stages.csv`` and ``stages.png``, and what is
-    needed to go on: called again, also after a crash, only checkpoints after the last finished one are measured.
+    needed to go on: called again, also after a crash, only checkpoints after the last finished one are measured. With
+    other `detectors` none is measured again: they are shown the measurements that are there.
 
     Args:
         checkpoints: Lightning checkpoints, or files with a ``state_dict`` and a name such as ``step=100.pt``; or
@@ -78,7 +80,8 @@ def replay_checkpoints(
         observables: As in `SLTMonitor`.
         sampler: As in `SLTMonitor`.
         num_samples: As in `SLTMonitor`.
-        detectors: As in `SLTMonitor`.
+        detectors: As in `SLTMonitor`. Of your own classes only dataclasses tell their arguments: after a change of
+            another's, give another `output`.
         init_args: Arguments of `module` that the checkpoints do not hold.
         output: Folder for the results.
         loggers: Lightning loggers that get one row a checkpoint; a W&B run among them stays open.
@@ -119,9 +122,9 @@ def replay_checkpoints(
     shown = check_observables({"llc": LLC()} if observables is None else observables)
     drawn = draw_reference(reference, num_samples, seed, at_most=DEFAULT_NUM_SAMPLES)
     estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True)
-    settings = settings_of(module, loss_fn, list(shown), estimator, seed)
+    watch = Watch(copy.deepcopy(detectors), shown)  # they may have seen another replay
+    settings = settings_of(module, loss_fn, list(shown), estimator, watch, seed)
     archive = Archive(output, settings)
-    watch = Watch(detectors)
     archive.restore(estimator, watch)
     todo = _left(saved, archive, skip)
 
@@ -187,7 +190,8 @@ def _measured(estimator: Estimator, module: nn.Module, step: int, advance: Calla
 
 
 def _report(history: Sequence[Measurement], watch: Watch) -> Report:
-    return Report(history, watch.stages, [f.event for f in watch.found], [f.row() for f in watch.found])
+    events, rows = [found.event for found in watch.found], [found.row() for found in watch.found]
+    return Report(history, watch.stages, events, rows, watch.observable)
 
 
 def _publication(

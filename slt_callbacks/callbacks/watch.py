@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, Protocol
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from slt_callbacks.detection import JumpDetector, JumpEvent, Stage, StageDetector, StageEvent
 from slt_callbacks.estimate import Measurement
+from slt_callbacks.observables import LLC, Observable
 
-WATCHED_BY_DEFAULT = "slt/llc/mean"
 # One failure may be a bad batch of weights; three in a row will not mend themselves.
 _FAILURES_TO_REPORT = 3
 
@@ -47,7 +50,6 @@ class StepSizeEvent:
     after: float
 
 
-Event = JumpEvent | StageEvent | FailureEvent | StepSizeEvent
 _KINDS = {kind.__name__: kind for kind in (JumpEvent, StageEvent, FailureEvent, StepSizeEvent)}
 
 
@@ -55,7 +57,11 @@ class Detector(Protocol):
     """What can watch a key: `JumpDetector`, `StageDetector`, or an object with an `update` of your own.
 
     `update` is called with ``(step, value)`` and those of the keywords ``stderr``, ``loss``, ``num_chains`` and
-    ``per_chain`` that it takes; it returns an event, a list of events, or None.
+    ``per_chain`` that it takes; it returns an event, a list of events, or None. One that raises is reported once, and
+    costs its own events.
+
+    With `state_dict` and `load_state_dict`, in builtins, it goes on after a resume. Its events survive a checkpoint as
+    they are if they are builtins; a dataclass comes back as the dict of its fields, anything else as its `repr`.
     """
 
     @property
@@ -78,10 +84,22 @@ class Found:
     event: Any
 
     def row(self) -> dict[str, Any]:
-        """As builtins, for a table or a checkpoint."""
-        known = type(self.event).__name__ in _KINDS
-        fields = dataclasses.asdict(self.event) if known else {"event": repr(self.event)}
+        """As builtins, for a table."""
+        content = _builtins(self.event)
+        fields = content if isinstance(content, dict) else {"event": content}
         return {"key": self.key, "detected_at": self.detected_at, "type": type(self.event).__name__, **fields}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As builtins, for a checkpoint."""
+        kind = next((name for name, known in _KINDS.items() if type(self.event) is known), None)
+        content = _builtins(self.event) if kind is None else asdict(self.event)
+        return {"key": self.key, "detected_at": self.detected_at, "kind": kind, "event": content}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Found:
+        """What `state_dict` was taken of."""
+        event = state["event"] if state["kind"] is None else _KINDS[state["kind"]](**state["event"])
+        return cls(state["key"], state["detected_at"], event)
 
 
 class Watch:
@@ -89,11 +107,14 @@ class Watch:
 
     Args:
         detectors: By logged key, one or several; they are added to the default, a `JumpDetector` and a `StageDetector`
-            on ``slt/llc/mean``, which an empty list under that key switches off.
-        observables: Names that are logged, to refuse a key that never comes; None for any.
+            on the mean of the first LLC, where one of the same class takes its place, and an empty list its key.
+        observables: What is measured, by key, to find the LLC and to refuse a key that never comes; None for an LLC
+            under ``llc``, and any other key.
 
     Attributes:
         found: Every event so far, in order.
+        main: The key whose jumps and stages are logged, drawn, and in `stages`: the mean of the first LLC that is
+            watched; else of another observable that has a mean; None without one.
 
     Raises:
         TypeError: If a detector has no `update`.
@@ -112,92 +133,134 @@ class Watch:
     def __init__(
         self,
         detectors: Mapping[str, Detector | Sequence[Detector]] | None = None,
-        observables: Sequence[str] | None = None,
+        observables: Mapping[str, Observable] | None = None,
     ) -> None:
-        for key in detectors or {}:
+        given = dict(detectors or {})
+        for key in given:
             _check_key(key, observables)
-        default = {WATCHED_BY_DEFAULT: (JumpDetector(), StageDetector())}
-        given = {key: _as_list(key, value) for key, value in {**default, **(detectors or {})}.items()}
-        self._detectors = {key: watching for key, watching in given.items() if watching}
+        llc = _first_llc(observables)
+        if llc is not None:
+            given = {llc: (JumpDetector(), StageDetector())} | given
+        watching = {key: _as_list(key, value) for key, value in given.items()}
+        if llc is not None:
+            watching[llc] = _with_default(watching[llc])
+        self._detectors = {key: [_Watching(one) for one in several] for key, several in watching.items() if several}
+        means = [key for key in self._detectors if is_mean(key)]
+        self.main: str | None = llc if llc in means else next(iter(means), None)
+        self._jumps, self._stages = (self._of_main(kind) for kind in (JumpDetector, StageDetector))
         self.found: list[Found] = []
         self._failures = 0
         self._step_size = math.nan
         self._jump = 0
+        self._boundaries = 0
         self._finished: list[Stage] | None = None
+        self._told: set[tuple[str, str]] = set()
 
     @property
     def stages(self) -> list[Stage]:
-        """Stages of the first key that has a `StageDetector`: as they look now, or final after `finish`."""
-        detector = self._first(StageDetector)
-        if detector is None:
+        """Stages of `main`: as they look now, or final after `finish`. Another key's are in its own detector."""
+        if self._stages is None:
             return []
-        return detector.stages if self._finished is None else self._finished
+        return self._stages.stages if self._finished is None else self._finished
+
+    @property
+    def observable(self) -> str | None:
+        """The observable of `main`, by its key in the measurements."""
+        return None if self.main is None else _parts(self.main)[0]
 
     def update(self, measurement: Measurement) -> list[Found]:
         """Take one measurement; returns what it has made known. A failed one is a missing point."""
-        scalars = measurement.scalars()
+        self._finished = None
         events = self._failure(measurement) + self._halving(measurement)
         for key, detectors in self._detectors.items():
-            observable, _, name = key.removeprefix("slt/").partition("/")
+            observable, name = _parts(key)
             if observable not in measurement.results:
                 continue
+            value = measurement[observable].get(name, math.nan)
             known = self._keywords(measurement, observable, name)
-            for detector in detectors:
-                value = scalars.get(f"{observable}/{name}", math.nan)
-                returned = detector.update(measurement.step, value, **_accepted(detector, known))
-                events += [Found(key, measurement.step, event) for event in _events(returned)]
-        jumps = [found.event.direction for found in events if isinstance(found.event, JumpEvent)]
-        self._jump = jumps[0] if jumps else 0
+            for watching in detectors:
+                found = self._ask(watching, key, measurement.step, value, known)
+                events += [Found(key, measurement.step, event) for event in found]
+        main = [found.event for found in events if found.key == self.main]
+        self._jump = next((event.direction for event in main if isinstance(event, JumpEvent)), 0)
+        self._boundaries += _boundaries(main)
         self.found += events
         return events
 
     def scalars(self) -> dict[str, float]:
-        """Numbers to log beside the last measurement: ``stage``, ``jump`` and ``detection/phi``."""
+        """Numbers of `main` to log beside the last measurement.
+
+        ``slt/jump``, +1 or -1 where it has just jumped; ``slt/stage``, the boundaries that are announced and not
+        withdrawn so far; ``slt/detection/phi``, the calibration of its standard errors.
+        """
         logged: dict[str, float] = {}
-        jumps = self._first(JumpDetector)
-        if jumps is not None:
-            logged |= {"slt/jump": self._jump, "slt/detection/phi": jumps.phi}
-        if self.stages:
-            logged["slt/stage"] = self.stages[-1].stage
-        return logged
+        if self._jumps is not None:
+            logged["slt/jump"] = self._jump
+        if self._stages is not None:
+            logged["slt/stage"] = self._boundaries
+        detector = self._jumps or self._stages
+        return logged if detector is None else logged | {"slt/detection/phi": detector.phi}
 
     def finish(self) -> None:
         """Training has ended: `stages` are final."""
-        detector = self._first(StageDetector)
-        self._finished = None if detector is None else detector.finish()
+        self._finished = None if self._stages is None else self._stages.finish()
+
+    def settings(self) -> dict[str, list[str]]:
+        """The detectors of each key, in words: with their arguments, where they are ours or dataclasses."""
+        return {key: [watching.name for watching in detectors] for key, detectors in self._detectors.items()}
 
     def mark_break(self) -> None:
         """Settings have changed: what was before cannot be compared with what comes."""
-        for detector in (detector for watching in self._detectors.values() for detector in watching):
+        for detector in (watching.detector for several in self._detectors.values() for watching in several):
             if hasattr(detector, "mark_break"):
                 detector.mark_break()
 
     def state_dict(self) -> dict[str, Any]:
         """Events and detectors, as builtins."""
         return {
-            "found": [found.row() for found in self.found if type(found.event).__name__ in _KINDS],
+            "found": [found.state_dict() for found in self.found],
             "failures": self._failures,
             "step_size": self._step_size,
-            "detectors": {
-                key: [detector.state_dict() if hasattr(detector, "state_dict") else {} for detector in watching]
-                for key, watching in self._detectors.items()
-            },
+            "detectors": {key: [one.state_dict() for one in several] for key, several in self._detectors.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; a key watched otherwise now starts afresh."""
+        """Go on where `state_dict` was taken; a detector that was not there, or set otherwise, starts afresh."""
         self._failures = state["failures"]
         self._step_size = state["step_size"]
-        self.found = [
-            Found(row.pop("key"), row.pop("detected_at"), _KINDS[row.pop("type")](**row))
-            for row in (dict(row) for row in state["found"])
-        ]
-        for key, saved in state["detectors"].items():
-            watching = self._detectors.get(key, [])
-            if len(watching) == len(saved):
-                for detector, one in zip(watching, saved, strict=True):
-                    if hasattr(detector, "load_state_dict"):
-                        detector.load_state_dict(one)
+        self._finished = None
+        self.found = [Found.from_state_dict(saved) for saved in state["found"]]
+        self._boundaries = _boundaries([found.event for found in self.found if found.key == self.main])
+        afresh = []
+        for key, detectors in self._detectors.items():
+            saved = list(state["detectors"].get(key, []))
+            for watching in detectors:
+                known = next((one for one in saved if one["name"] == watching.name), None)
+                if known is None:
+                    afresh.append(f"{watching.name} on {key}")
+                else:
+                    saved.remove(known)
+                    watching.load_state_dict(known)
+        if afresh:
+            warnings.warn(
+                f"The checkpoint does not know these detectors, which start afresh: {', '.join(afresh)}.", stacklevel=2
+            )
+
+    def _ask(
+        self, watching: _Watching, key: str, step: int, value: float, known: Mapping[str, Any]
+    ) -> list[JumpEvent | StageEvent | Any]:
+        """The events of one detector, with their key; it may be the user's own, and must not cost the others theirs."""
+        try:
+            return [
+                replace(event, key=key) if isinstance(event, (JumpEvent, StageEvent)) else event
+                for event in watching.update(step, value, known)
+            ]
+        except Exception as error:  # noqa: BLE001
+            if (key, watching.name) not in self._told:
+                self._told.add((key, watching.name))
+                message = f"{watching.name}, the detector of {key}, raised {type(error).__name__}: {error}."
+                rank_zero_warn(f"{message} Training goes on.", category=UserWarning)
+            return []
 
     def _failure(self, measurement: Measurement) -> list[Found]:
         self._failures = self._failures + 1 if measurement.error is not None else 0
@@ -228,15 +291,93 @@ class Watch:
             keywords |= {"stderr": result.get("stderr"), "per_chain": chains, "num_chains": valid or None}
         return keywords
 
-    def _first(self, kind: type[Any]) -> Any:
-        return next((d for watching in self._detectors.values() for d in watching if isinstance(d, kind)), None)
+    def _of_main(self, kind: type[Any]) -> Any:
+        detectors = [] if self.main is None else self._detectors[self.main]
+        return next((watching.detector for watching in detectors if isinstance(watching.detector, kind)), None)
 
 
-def _check_key(key: str, observables: Sequence[str] | None) -> None:
-    prefix, _, rest = key.partition("/")
-    observable, _, name = rest.partition("/")
-    if prefix != "slt" or not name or (observables is not None and observable not in observables):
-        known = ", ".join(f"slt/{known}/..." for known in observables or ("llc",))
+class _Watching:
+    """A detector at work: which of the keywords it takes is looked up once."""
+
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
+        ours = isinstance(detector, (JumpDetector, StageDetector)) or is_dataclass(detector)
+        # the repr of an object of one's own may hold its address
+        self.name = repr(detector) if ours else type(detector).__qualname__
+        self._takes = frozenset(inspect.signature(detector.update).parameters)  # ddp_spawn pickles it
+
+    def update(self, step: int, value: float, known: Mapping[str, Any]) -> list[Any]:
+        returned = self.detector.update(step, value, **{name: known[name] for name in known if name in self._takes})
+        if returned is None:
+            return []
+        return list(returned) if isinstance(returned, (list, tuple)) else [returned]
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.detector.state_dict() if hasattr(self.detector, "state_dict") else {}
+        return {"name": self.name, "state": state}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        if hasattr(self.detector, "load_state_dict"):
+            self.detector.load_state_dict(saved["state"])
+
+
+def is_mean(key: str) -> bool:
+    """Whether a logged key is an LLC: of our observables it alone has a mean.
+
+    Example:
+        >>> is_mean("slt/llc/mean"), is_mean("slt/kernel/trace")
+        (True, False)
+    """
+    return _parts(key)[1] == "mean"
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Observable and name of a number, of ``slt/observable/name``."""
+    observable, _, name = key.removeprefix("slt/").partition("/")
+    return observable, name
+
+
+def _first_llc(observables: Mapping[str, Observable] | None) -> str | None:
+    """The key that is watched by default; None where no LLC is measured."""
+    if observables is None:
+        return "slt/llc/mean"
+    found = [name for name, one in observables.items() if isinstance(one, LLC) or name == "llc"]
+    return f"slt/{found[0]}/mean" if found else None
+
+
+def _with_default(detectors: list[Any]) -> list[Any]:
+    """A jump and a stage detector before those of the user's own; none at all for none."""
+    if not detectors:
+        return []
+    kinds = (JumpDetector, StageDetector)
+    missing = [kind() for kind in kinds if not any(isinstance(one, kind) for one in detectors)]
+    return [*missing, *detectors]
+
+
+def _builtins(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _builtins({"type": type(value).__name__, **fields})
+    if isinstance(value, Mapping):
+        return {str(key): _builtins(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_builtins(inner) for inner in value]
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy and torch
+        return value.tolist()
+    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)
+
+
+def _boundaries(events: Sequence[Any]) -> int:
+    """How many were announced, less those withdrawn."""
+    kinds = [event.kind for event in events if isinstance(event, StageEvent)]
+    return kinds.count("announced") - kinds.count("withdrawn")
+
+
+def _check_key(key: str, observables: Mapping[str, Observable] | None) -> None:
+    observable, name = _parts(key)
+    logged = None if observables is None else [*observables, "health", "cost"]
+    if not key.startswith("slt/") or not name or (logged is not None and observable not in logged):
+        known = ", ".join(f"slt/{known}/..." for known in logged or ("llc",))
         raise ValueError(f"Expected the keys of `detectors` to be logged ones, {known}, but got {key!r}.")
 
 
@@ -246,14 +387,3 @@ def _as_list(key: str, value: Any) -> list[Any]:
         if not callable(getattr(detector, "update", None)) or isinstance(detector, type):
             raise TypeError(f"Expected `detectors[{key!r}]` to be an object with `update`, but got {detector!r}.")
     return detectors
-
-
-def _accepted(detector: Any, keywords: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(detector.update).parameters
-    return {name: value for name, value in keywords.items() if name in parameters}
-
-
-def _events(returned: Any) -> list[Any]:
-    if returned is None:
-        return []
-    return list(returned) if isinstance(returned, (list, tuple)) else [returned]

@@ -49,6 +49,7 @@ class JumpEvent:
         onset_step: training step of the first point of the jump.
         onset_index: its place in the series.
         preset: sensitivity of the detector.
+        key: logged key of the series, such as ``slt/llc/mean``; empty where the detector is used alone.
 
     Example:
         >>> JumpEvent(step=100, index=10, direction=1, delta=2.5, z=8.0, onset_step=90, onset_index=9).preset
@@ -63,18 +64,22 @@ class JumpEvent:
     onset_step: int
     onset_index: int
     preset: str = "default"
+    key: str = ""
 
 
 class JumpDetector:
     """Online alerts for jumps of a scalar, usually one measurement after the first point of the jump.
 
     Args:
-        sensitivity: "sensitive", "default" or "strict": about 0.04, 0.03 and 0.01 false alarms per 100 points on
+        sensitivity: "sensitive", "default" or "strict": about 0.05, 0.03 and 0.02 false alarms per 100 points on
             simulated series with correlated noise, spikes, ramps and failed chains.
         min_jump: smallest jump worth an alert, as a fraction of the level before it.
 
     Raises:
         ValueError: for an unknown sensitivity or a negative `min_jump`.
+
+    Source: ours; the line whose points lose weight with age is the discounted least squares of Brown 1963, "Smoothing,
+    Forecasting and Prediction of Discrete Time Series".
 
     Example:
         >>> jumps = JumpDetector()
@@ -94,6 +99,9 @@ class JumpDetector:
         self._steps: list[int] = []
         self._origin = 0
         self._reset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(sensitivity={self.sensitivity!r}, min_jump={self.min_jump!r})"
 
     def _reset(self) -> None:
         self._noise = NoiseModel()
@@ -126,8 +134,9 @@ class JumpDetector:
             value: the scalar; NaN is a missing point.
             stderr: its standard error, same unit; None or NaN where unknown.
             num_chains: chains behind it.
-            per_chain: the chains' own estimates, shape (C,). Not used: weights from each chain's deviation from its own
-                usual offset gave no better figures than `stderr` (jump F1 .889 against .898).
+            per_chain: the chains' own estimates, shape (C,). Not used: a standard error from the chains' differences to
+                the measurement before, which has none of their persistent offsets, is no better in the place of
+                `stderr`. Jump F1 .930, .921, .923 against .914, .925, .917, on 3 times 240 simulated runs.
 
         Returns:
             The jump that this measurement confirms, or None.
@@ -277,7 +286,8 @@ def _forecast(
         outlier = residual > _SPIKE * max(1.0, 1.4826 * sorted_median(sorted(residual.tolist())))
         if attempt or not outlier.any():
             break
-        weight = np.where(outlier, 1e-6 * weight, weight)  # not 0: a line is left even where all stand out
+        # None at all, however far away it is; more than half of the points remain, for the limit is five medians
+        weight = np.where(outlier, 0.0, weight)
     away = ahead - centre
     level = float(height + slope * (ahead[0] - 1 - centre))
     return height + slope * away, 1 / total + away**2 / precision, level

@@ -21,6 +21,7 @@ _PRIOR = 6.0  # degrees of freedom lent to that usual size: with 4 chains the er
 _MISSING = 1.5  # a point without a standard error counts as this many usual ones
 _NORMAL = 1.4826  # median absolute deviation of a normal variable -> its standard deviation
 _BLOCK = 3  # points in the means whose second differences show correlation; longer blocks see the curve's bends
+_LARGEST = float(np.finfo(np.float32).max)  # beyond it nothing was measured, and squares overflow
 _RESOLUTION = 1e-6  # float32 keeps about 7 digits: a smaller scatter, relative to the value, is rounding
 
 
@@ -55,15 +56,16 @@ class NoiseModel:
         """Append one measurement.
 
         Args:
-            value: the estimate; a value that is not finite is a missing point, which keeps its place.
-            stderr: its standard error over chains, same unit; None, NaN or 0 where unknown.
+            value: the estimate; one that is not finite, in single precision, is a missing point, which keeps its place.
+            stderr: its standard error over chains, same unit; unknown where None, 0, or not finite as above.
             num_chains: chains behind it; 4 where unknown.
         """
-        error = float(stderr) if stderr is not None and math.isfinite(stderr) and stderr > 0 else math.nan
+        error = float(stderr) if stderr is not None and 0 < stderr <= _LARGEST else math.nan
+        known = abs(value) <= _LARGEST
         scale = self._scale(error, 4 if num_chains is None else max(int(num_chains), 2))
         self.scales.append(scale)
-        self.values.append(float(value) if math.isfinite(value) else math.nan)
-        if math.isfinite(value):
+        self.values.append(float(value) if known else math.nan)
+        if known:
             self.valid.append(len(self.values) - 1)
             for size, found in self._differences.items():
                 if len(self.valid) >= 3 * size:

@@ -25,12 +25,19 @@ class Report:
         stages: As in ``monitor.stages``.
         events: As in ``monitor.events``.
         rows: The events once more, one row of builtins each.
+        observable: The one that `stages` are of, by its key; None where no LLC is watched.
+
+    Example:
+        >>> report = Report(history=[Measurement(step=3, results={"llc": {"mean": 1.5}})])
+        >>> [measurement["llc"]["mean"] for measurement in report.history], len(report.stages)
+        ([1.5], 0)
     """
 
     history: Sequence[Measurement]
     stages: Sequence[Stage] = ()
     events: Sequence[Any] = ()
     rows: Sequence[Mapping[str, Any]] = ()
+    observable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,12 @@ class Publication:
         pictures: What observables show of it, by a key such as ``kernel/map``.
         matrices: What of it belongs into a file, by a key such as ``kernel/correlation``; tensors.
         tables: Small tables of it, by a key such as ``influence/events``: one row of builtins each.
+
+    Example:
+        >>> measurement = Measurement(step=3, results={"llc": {"mean": 1.5}})
+        >>> publication = Publication(measurement, publish_scalars(measurement), log_step=2)
+        >>> publication.scalars["slt/llc/mean"], publication.report is None
+        (1.5, True)
     """
 
     measurement: Measurement

@@ -12,7 +12,7 @@ import numpy as np
 
 from slt_callbacks.detection import JumpEvent, Stage
 from slt_callbacks.estimate import Measurement
-from slt_callbacks.sinks.base import Report
+from slt_callbacks.sinks.base import PREFIX, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def stage_figure(
     Args:
         history: Measurements in order, as in ``monitor.history``.
         stages: As in ``monitor.stages``.
-        events: As in ``monitor.events``; jumps are marked, other events are shown by the stages.
+        events: As in ``monitor.events``; jumps of this observable are marked, other events are shown by the stages.
         path: Where to write it, the suffix says in which format; None to only return it.
         log_steps: Whether the step axis is logarithmic; None: where measurements are eight times
             farther apart in the end than in the beginning. Step 0 keeps a place on it.
@@ -96,7 +96,7 @@ def stage_figure(
     rows[-2].plot(steps, loss, color=_LOSS, marker="o", markersize=3)
     rows[-2].set_ylabel("loss")
     _draw_llc(rows[-1], steps, [measurement[key] for measurement in shown], _hollow(shown))
-    _draw_jumps(rows[-1], [event for event in events if isinstance(event, JumpEvent)], shown, key)
+    _draw_jumps(rows[-1], [event for event in events if _is_jump(event, key)], shown, key)
     _draw_stages(rows, stages)
     _draw_announcements(rows[-1], stages)
     _finish(figure, rows, title)
@@ -106,14 +106,14 @@ def stage_figure(
 
 
 def report_figure(report: Report) -> Figure | None:
-    """The figure of a whole run, from the first observable that has an LLC; None without one, or without matplotlib.
+    """The figure of a whole run, of the LLC that is watched, or else of the first; None without, or without matplotlib.
 
     Example:
         >>> report_figure(Report([])) is None
         True
     """
-    keys = (key for one in report.history for key, result in one.results.items() if "mean" in result)
-    key = next(keys, None)
+    means = [key for one in report.history for key, result in one.results.items() if "mean" in result]
+    key = report.observable if report.observable in means else next(iter(means), None)
     if key is None:
         return None
     try:
@@ -187,6 +187,11 @@ def _draw_llc(
         if at.any():
             axes.scatter(steps[at], mean[at], s=18, c=fill, edgecolors=_LLC, zorder=3, label=label)
     axes.set_ylabel("local learning coefficient")
+
+
+def _is_jump(event: Any, key: str) -> bool:
+    """Whether it is a jump of this observable's LLC; one of a detector used alone has no key."""
+    return isinstance(event, JumpEvent) and event.key in ("", f"{PREFIX}/{key}/mean")
 
 
 def _draw_jumps(axes: Axes, jumps: Sequence[JumpEvent], shown: Sequence[Measurement], key: str) -> None:

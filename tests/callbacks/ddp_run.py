@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from slt_callbacks import LLC, LossKernel, SamplerConfig, SLTMonitor, StopTraining
-from tests.training import QUIET, Regression, data, monitor, square_error
+from slt_callbacks import LLC, Alert, JumpEvent, LossKernel, SamplerConfig, SaveCheckpoint, SLTMonitor, StopTraining
+from tests.training import QUIET, Regression, data, fingerprint, monitor, square_error
 
 CHAINS = SamplerConfig(num_chains=4, num_draws=16, num_burnin_steps=32, engine="sequential")
 
@@ -48,34 +49,65 @@ class Fails:
         return square_error(module, batch)
 
 
-class StopsAtOnce:
-    """A detector that finds something at once."""
+class Disagrees:
+    """On rank 1 alone: raises when it is first tried, and is NaN at the first fork; the batches of a fork are whole."""
 
-    def update(self, step: int, value: float) -> str:
-        return "found"
+    def __init__(self) -> None:
+        self.tried = self.measured = 0
 
-
-def stop(trainer: pl.Trainer, pl_module: pl.LightningModule, event: Any) -> None:
-    trainer.should_stop = True
-
-
-MOODS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "fails": {"loss_fn": Fails()},
-    "seen": {"reference": None, "num_samples": 8},
-    "stops": {"detectors": {"slt/llc/std": StopsAtOnce()}, "on_event": [stop, StopTraining()]},
-}
+    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+        whole = len(batch[0]) == 16
+        self.tried += not whole
+        self.measured += whole
+        other = torch.distributed.is_initialized() and torch.distributed.get_rank() == 1
+        if other and not whole and self.tried == 1:
+            raise ValueError("no such column")
+        return square_error(module, batch) * (math.nan if other and whole and self.measured == 1 else 1.0)
 
 
-def watch(mood: str) -> SLTMonitor:
+class JumpsAt:
+    """A detector that finds a jump at a certain step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, step: int, value: float) -> JumpEvent | None:
+        return JumpEvent(step, 1, 1, 5.0, 9.0, onset_step=step, onset_index=1) if step == self.step else None
+
+
+def reacting(*reactions: Any) -> dict[str, Any]:
+    return {"detectors": {"slt/llc/std": JumpsAt(2)}, "on_event": reactions}
+
+
+def mooded(mood: str, folder: Path) -> dict[str, Any]:
+    """The settings of a mood."""
+    moods: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "fails": {"loss_fn": Fails()},
+        "disagrees": {"loss_fn": Disagrees()},
+        "seen": {"reference": None, "num_samples": 8},
+        "reacts": reacting(Alert(), SaveCheckpoint(folder / "events"), StopTraining()),
+        "cannot save": reacting(SaveCheckpoint(folder / "taken" / "events")),
+    }
+    return moods[mood]
+
+
+def watch(mood: str, folder: Path) -> SLTMonitor:
     settings = {"sampler": CHAINS, "num_samples": 16, "observables": {"llc": LLC(), "kernel": LossKernel()}}
-    return monitor(**(settings | MOODS[mood]))
+    return monitor(**(settings | mooded(mood, folder)))
+
+
+def collected_warnings() -> list[str]:
+    """What is warned of in this process from now on."""
+    told: list[str] = []
+    warnings.showwarning = lambda message, *_, **__: told.append(str(message))
+    return told
 
 
 def run(strategy: str, devices: int, mood: str, folder: Path) -> None:
     torch.manual_seed(0)
     module = LayerRegression() if mood == "plain" else Regression()
-    watched = None if mood == "without" else watch(mood)
+    watched = None if mood == "without" else watch(mood, folder)
     trainer = pl.Trainer(
         max_steps=6,
         strategy=strategy,
@@ -92,11 +124,11 @@ class Report(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.warned = collected_warnings()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         watched = next((c for c in trainer.callbacks if isinstance(c, SLTMonitor)), None)
         history = [] if watched is None else watched.history
-        weights = torch.cat([parameter.detach().flatten() for parameter in pl_module.parameters()])
         found = {
             "rank": trainer.global_rank,
             "global_step": trainer.global_step,
@@ -106,7 +138,8 @@ class Report(pl.Callback):
             "errors": [measurement.error for measurement in history],
             "sgld_steps": [measurement["cost"]["sgld_steps"] for measurement in history],
             "logged": number(float(trainer.callback_metrics.get("slt/llc/mean", math.nan))),
-            "weights": weights.double().sum().item(),
+            "fingerprint": fingerprint(trainer),
+            "warned": self.warned,
         }
         # A file for each: lines that two processes print may run into one another.
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(found))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from slt_callbacks import LLC
+from tests.callbacks.test_watch import Planted
 from tests.training import Regression
 
 
@@ -36,6 +37,10 @@ class Oddity:
 
 def raising() -> Any:
     raise ValueError("the disk with the data is not mounted")
+
+
+def planted_llc() -> dict[str, Any]:
+    return {"llc": Planted()}
 
 
 def two_observables() -> dict[str, Any]:

@@ -17,15 +17,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
 import slt_callbacks
-from slt_callbacks import Estimator, Measurement, SamplerConfig, replay_checkpoints
+from slt_callbacks import Estimator, JumpDetector, Measurement, SamplerConfig, replay_checkpoints
 from slt_callbacks.callbacks import checkpoints as checkpoints_module
 from slt_callbacks.callbacks import replay as replay_module
 from slt_callbacks.callbacks.command import main
 from slt_callbacks.sampling import draw_reference
 from tests.callbacks.replay_project import Oddity, Sized
-from tests.callbacks.test_watch import JUMP_AT, Planted, watched
+from tests.callbacks.test_watch import JUMP_AT, Planted, table, watched
 from tests.training import QUICK, Regression, data, fit, monitor, square_error
 
 ROOT = Path(slt_callbacks.__file__).parents[1]
@@ -168,6 +169,30 @@ class TestOutput:
         assert [(row["type"], row["status"], int(row["start_step"])) for row in stages] == [
             (stage.type, "final", stage.start_step) for stage in live.stages
         ]
+        with Image.open("out/stages.png") as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
+
+    def test_what_was_found_is_printed_and_in_the_tables_of_wandb(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        paths = planted_checkpoints(tmp_path / "saved", range(1, 21))
+        observables = ["--observables", "tests.callbacks.replay_project.planted_llc"]
+        assert command(*paths, *observables, "--wandb-project", "tests") == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert f"Jump of slt/llc/mean up at step {JUMP_AT}" in printed
+        number = r"-?\d\.\d+"
+        assert re.fullmatch(rf"Stage 0: plateau, steps 1 to {JUMP_AT - 1}, from {number} to {number}", printed[-2])
+        assert re.fullmatch(rf"Stage 1: plateau, steps {JUMP_AT} to 20, from {number} to {number}", printed[-1])
+        (file,) = Path("out").glob("wandb/offline-run-*/run-*.wandb")
+        last = [r["history"]["item"] for r in read_run(file) if r["type"] == "history"][-1]
+        found = {kind: table(file.parent / "files" / last[f"slt/{kind}.path"]) for kind in ("events", "stages")}
+        assert [row["type"] for row in found["events"]] == ["JumpEvent", "StageEvent"]
+        assert [row["onset_step"] for row in found["events"]] == [JUMP_AT, None]
+        assert [(row["start_step"], row["end_step"]) for row in found["stages"]] == [(1, JUMP_AT - 1), (JUMP_AT, 20)]
+        assert Path(file.parent / "files" / last["slt/figure.path"]).is_file()
 
     def test_wandb_gets_one_row_a_checkpoint_and_goes_on_in_the_same_run(
         self, saved: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -262,6 +287,33 @@ class TestResume:
         changed.tensors[0][3, 1] += 1
         with pytest.raises(ValueError, match=r"`reference` was 48 samples .* and is 48 samples"):
             replayed(saved, reference=changed)
+
+    def test_other_detectors_see_what_was_measured_and_nothing_is_measured_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths = planted_checkpoints(tmp_path / "saved", range(1, 26))
+        planted: dict[str, Any] = {"observables": {"llc": Planted()}, "sampler": SHORT}
+        blind = {"slt/llc/mean": JumpDetector(min_jump=1e9)}
+        loaded: list[str] = []
+        real = checkpoints_module.load_module
+
+        def counting(module: Any, path: Path, *rest: Any) -> Any:
+            loaded.append(path.name)
+            return real(module, path, *rest)
+
+        monkeypatch.setattr(replay_module, "load_module", counting)
+        replayed(paths[:20], detectors=blind, **planted)
+        assert "JumpEvent" not in Path("out/events.json").read_text()
+        strict = {"slt/llc/mean": JumpDetector("strict")}
+        replayed(paths[:20], detectors=strict, **planted)
+        assert len(loaded) == 20
+        (jump,) = [event for event in json.loads(Path("out/events.json").read_text()) if event["type"] == "JumpEvent"]
+        assert (jump["onset_step"], jump["preset"]) == (JUMP_AT, "strict")
+        assert [row["slt/jump"] for row in rows("out/measurements.csv")].count("1") == 1
+        replayed(paths, detectors=strict, **planted)
+        replayed(paths, detectors=strict, output="whole", **planted)
+        for name in ("events.json", "stages.csv"):
+            assert Path("out", name).read_text() == Path("whole", name).read_text()
 
     def test_a_checkpoint_from_before_the_last_finished_one_is_left_out(self, saved: list[Path]) -> None:
         replayed([saved[0], saved[2]])

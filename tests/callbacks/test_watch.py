@@ -3,30 +3,40 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from slt_callbacks import (
+    LLC,
     Alert,
+    FileSink,
     JumpDetector,
     JumpEvent,
+    LossKernel,
     Measurement,
     MemorySink,
+    SamplerConfig,
     SaveCheckpoint,
+    StageDetector,
     StageEvent,
     StopTraining,
+    stage_figure,
 )
+from slt_callbacks.callbacks.reactions import num_transitions
 from slt_callbacks.callbacks.watch import FailureEvent, Watch
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import fit, monitor
 
-JUMP_AT = 12
+JUMP_AT, BACK_AT = 12, 24
 
 
 def planted(step: int) -> float:
@@ -34,8 +44,19 @@ def planted(step: int) -> float:
     return 5.0 * (step >= JUMP_AT) + 0.1 * math.sin(7.0 * step)
 
 
+def there_and_back(step: int) -> float:
+    return planted(step) - 5.0 * (step >= BACK_AT)
+
+
+def flat(step: int) -> float:
+    return 0.1 * math.sin(7.0 * step)
+
+
 class Planted:
-    """An observable that reports the planted series instead of a statistic of its draws."""
+    """An observable that reports a planted series instead of a statistic of its draws."""
+
+    def __init__(self, series: Callable[[int], float] = planted, name: str = "mean") -> None:
+        self.series, self.name = series, name
 
     def reset(self, reference: Any) -> None:
         self.step = reference.step
@@ -44,15 +65,62 @@ class Planted:
         pass
 
     def compute(self) -> dict[str, Any]:
-        return {"mean": planted(self.step), "stderr": 0.1, "reference_loss": 1.0 - 0.01 * self.step}
+        return {self.name: self.series(self.step), "stderr": 0.1, "reference_loss": 1.0 - 0.01 * self.step}
+
+
+class PlantedLLC(LLC):
+    """An LLC whose number is the planted one."""
+
+    def reset(self, reference: Any) -> None:
+        super().reset(reference)
+        self.step = reference.step
+
+    def compute(self) -> dict[str, Any]:
+        return {**super().compute(), "mean": planted(self.step), "stderr": 0.1}
+
+
+class Breaks:
+    """A detector that raises from a certain step on."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at = at
+
+    def update(self, step: int, value: float) -> None:
+        if step >= self.at:
+            raise ZeroDivisionError("no variance")
+
+
+@dataclass(frozen=True)
+class Crossing:
+    step: int
+    by: tuple[float, ...]
+
+
+class EveryTenth:
+    """A detector with events of its own kind: a dataclass, text, and something that is no builtin."""
+
+    def update(self, step: int, value: float) -> list[Any]:
+        return [Crossing(step, (1.0, 2.0)), f"at {step}", {"step": step}, len] if step % 10 == 0 else []
 
 
 def watched(**settings: Any) -> Any:
-    return monitor(observables={"llc": Planted()}, every_n_train_steps=1, **settings)
+    """A monitor of planted numbers: the draws do not matter."""
+    short = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
+    default = {"observables": {"llc": Planted()}, "every_n_train_steps": 1, "sampler": short}
+    return monitor(**(default | settings))
 
 
 def measured(step: int, **llc: float) -> Measurement:
     return Measurement(step, {"llc": llc, "health": {}})
+
+
+def fed(watch: Watch, steps: range, series: Callable[[int], float] = planted) -> list[dict[str, float]]:
+    """What is logged beside each step."""
+    logged = []
+    for step in steps:
+        watch.update(measured(step, mean=series(step), stderr=0.1, reference_loss=1.0 - 0.01 * step))
+        logged.append(watch.scalars())
+    return logged
 
 
 def directions(events: list[Any]) -> list[int]:
@@ -124,25 +192,139 @@ class TestWatch:
     @pytest.mark.parametrize("stop", [5, JUMP_AT, JUMP_AT + 1, JUMP_AT + 2, 20])
     def test_stopped_anywhere_and_resumed_the_events_are_those_of_the_whole(self, stop: int) -> None:
         whole, first, second = Watch(), Watch(), Watch()
-        for step in range(1, 31):
-            whole.update(measured(step, mean=planted(step), stderr=0.1, reference_loss=1.0 - 0.01 * step))
-        for step in range(1, stop + 1):
-            first.update(measured(step, mean=planted(step), stderr=0.1, reference_loss=1.0 - 0.01 * step))
+        expected = fed(whole, range(1, 31))
+        fed(first, range(1, stop + 1))
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        for step in range(stop + 1, 31):
-            second.update(measured(step, mean=planted(step), stderr=0.1, reference_loss=1.0 - 0.01 * step))
+        assert fed(second, range(stop + 1, 31)) == expected[stop:]
         assert second.found == whole.found
         assert second.stages == whole.stages
 
     def test_the_logged_numbers_say_stage_jump_and_calibration(self) -> None:
-        watch = Watch()
-        logged = []
-        for step in range(1, 31):
-            watch.update(measured(step, mean=planted(step), stderr=0.1))
-            logged.append(watch.scalars())
+        logged = fed(Watch(), range(1, 31))
         assert [row["slt/jump"] for row in logged].count(1) == 1
-        assert logged[-1]["slt/stage"] >= 1
+        assert logged[-1]["slt/stage"] == 1
         assert logged[-1]["slt/detection/phi"] > 0
+
+    def test_the_stage_that_is_logged_is_the_number_of_boundaries_announced_and_not_withdrawn(self) -> None:
+        generator = np.random.default_rng(0)
+        quiet = generator.normal(0, 0.3, 40) + 2.0 * (np.arange(40) >= 25)
+        values = np.concatenate([quiet, generator.normal(1, 5.0, 110)])  # beside this noise, the step of 2 is nothing
+        watch = Watch()
+        logged = fed(watch, range(150), lambda step: float(values[step]))
+        told = [(found.detected_at, found.event.kind) for found in watch.found if isinstance(found.event, StageEvent)]
+        assert {"announced", "withdrawn"} <= {kind for _, kind in told}
+        for step, row in enumerate(logged):
+            so_far = [kind for at, kind in told if at <= step]
+            assert row["slt/stage"] == so_far.count("announced") - so_far.count("withdrawn")
+
+    def test_a_detector_that_raises_costs_its_own_events_alone_and_is_reported_once(self) -> None:
+        watch = Watch({"slt/llc/mean": Breaks(at=JUMP_AT + 1), "slt/llc/reference_loss": [Breaks(), EveryTenth()]})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logged = fed(watch, range(1, 31))
+        assert [str(warning.message) for warning in caught] == [
+            f"Breaks, the detector of {key}, raised ZeroDivisionError: no variance. Training goes on."
+            for key in ("slt/llc/reference_loss", "slt/llc/mean")
+        ]
+        assert [row["slt/jump"] for row in logged].count(1) == 1
+        assert directions([found.event for found in watch.found]) == [1]
+        assert [found.event for found in watch.found].count("at 20") == 1
+
+    def test_ones_own_detector_is_added_and_one_of_our_classes_takes_the_place_of_the_default(self) -> None:
+        jumps, stages = "JumpDetector(sensitivity='default', min_jump=0.0)", "StageDetector()"
+        assert Watch({"slt/llc/mean": Breaks()}).settings() == {"slt/llc/mean": [jumps, stages, "Breaks"]}
+        strict = Watch({"slt/llc/mean": [JumpDetector("strict"), Breaks()]})
+        assert strict.settings() == {"slt/llc/mean": [stages, jumps.replace("default", "strict"), "Breaks"]}
+
+    def test_after_the_end_it_goes_on(self) -> None:
+        watch, whole, young = Watch(), Watch(), Watch()
+        fed(watch, range(1, 9))
+        watch.finish()
+        assert [stage.status for stage in watch.stages] == ["final"]
+        fed(watch, range(9, 31))
+        fed(whole, range(1, 31))
+        assert watch.stages == whole.stages
+        fed(young, range(1, 9))
+        watch.finish()
+        watch.load_state_dict(young.state_dict())
+        assert watch.stages == young.stages
+
+    def test_other_detectors_than_in_the_checkpoint_start_afresh_with_a_warning(self) -> None:
+        first = Watch({"slt/llc/reference_loss": JumpDetector()})
+        fed(first, range(1, 31))
+        strict = JumpDetector("strict")
+        second = Watch({"slt/llc/mean": strict, "slt/llc/reference_loss": StageDetector()})
+        told = r"start afresh: JumpDetector\(sensitivity='strict', min_jump=0.0\) on slt/llc/mean, StageDetector\(\) on"
+        with pytest.warns(UserWarning, match=told):
+            second.load_state_dict(first.state_dict())
+        assert second.found == first.found
+        assert second.stages == first.stages, "the detector that is the same goes on"
+        assert strict.sensitivity == "strict"
+        assert math.isnan(strict.phi)
+
+    def test_events_of_ones_own_survive_as_builtins_and_their_rows_as_they_were(self) -> None:
+        first, second = (Watch({"slt/llc/reference_loss": EveryTenth()}) for _ in range(2))
+        fed(first, range(1, 11), flat)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        crossing = {"type": "Crossing", "step": 10, "by": [1.0, 2.0]}
+        assert [found.event for found in second.found] == [crossing, "at 10", {"step": 10}, repr(len)]
+        at = {"key": "slt/llc/reference_loss", "detected_at": 10}
+        rows = [at | crossing, at | {"type": "str", "event": "at 10"}, at | {"type": "dict", "step": 10}]
+        assert [found.row() for found in second.found][:3] == [found.row() for found in first.found][:3] == rows
+
+
+class TestWhatIsWatched:
+    def test_a_jump_of_another_key_is_told_as_that_keys_and_not_as_the_llcs(self) -> None:
+        seen: list[Any] = []
+        sink = MemorySink()
+        found = watched(
+            observables={"llc": Planted(flat), "kernel": Planted(name="class_contrast")},
+            detectors={"slt/kernel/class_contrast": JumpDetector()},
+            on_event=[Alert(), lambda trainer, module, event: seen.append(event)],
+            sinks=[sink],
+        )
+        with pytest.warns(UserWarning, match="Jump of a watched number: slt/kernel/class_contrast up by [45]"):
+            fit(found, max_steps=20)
+        assert [(event.key, event.onset_step) for event in seen] == [("slt/kernel/class_contrast", JUMP_AT)]
+        assert found.events == seen
+        assert {one.scalars["slt/jump"] for one in sink.publications} == {0}
+        assert {one.scalars["slt/stage"] for one in sink.publications} == {0}
+        assert sink.report is not None
+        assert [row["key"] for row in sink.report.rows] == ["slt/kernel/class_contrast"]
+        labels = stage_figure(found.history, found.stages, found.events).axes[-1].get_legend_handles_labels()[1]
+        assert not [label for label in labels if label.startswith("jump")]
+
+    def test_the_first_llc_is_watched_whatever_its_key(self) -> None:
+        sink = MemorySink()
+        found = watched(observables={"kernel": LossKernel(), "finer": PlantedLLC(), "again": LLC()}, sinks=[sink])
+        fit(found, max_steps=20)
+        assert {event.key for event in found.events} == {"slt/finer/mean"}
+        assert directions(found.events) == [1]
+        assert [one.scalars["slt/jump"] for one in sink.publications].count(1) == 1
+        assert sink.publications[-1].scalars["slt/stage"] == 1
+        assert sink.publications[-1].scalars["slt/detection/phi"] > 0
+        assert [stage.end_step for stage in found.stages] == [JUMP_AT - 1, 20]
+        assert sink.report is not None
+        assert sink.report.observable == "finer"
+
+    def test_where_the_llc_is_not_watched_no_other_key_passes_for_it(self) -> None:
+        watch = Watch({"slt/llc/mean": [], "slt/llc/reference_loss": [JumpDetector(), StageDetector()]})
+        for step in range(1, 31):
+            watch.update(measured(step, mean=0.0, reference_loss=planted(step)))
+        assert directions([found.event for found in watch.found]) == [1]
+        assert (watch.main, watch.stages, watch.scalars()) == (None, [], {})
+
+    def test_reactions_without_anything_to_watch_are_pointed_out(self) -> None:
+        with pytest.warns(UserWarning, match="`on_event` has nothing to react to .* no LLC is measured"):
+            monitor(observables={"kernel": LossKernel()}, on_event=[Alert()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            monitor(observables={"kernel": LossKernel()})
+            monitor(
+                observables={"kernel": LossKernel()},
+                on_event=[Alert()],
+                detectors={"slt/kernel/trace": JumpDetector()},
+            )
 
 
 class TestReactions:
@@ -164,7 +346,11 @@ class TestReactions:
             fit(watched(on_event=[Alert()]), max_steps=20)
         texts = [str(warning.message) for warning in caught if "LLC jump" in str(warning.message)]
         assert len(texts) == 1
-        assert re.search(rf"LLC jump: up by [45]\.?\d* between step {JUMP_AT} and {JUMP_AT + 1}", texts[0]), texts
+        where = rf"between step {JUMP_AT} and {JUMP_AT + 1} \(z = "
+        assert re.search(rf"LLC jump: slt/llc/mean up by [45]\.?\d* {where}", texts[0]), texts
+        (text,) = [str(warning.message) for warning in caught if "New developmental stage" in str(warning.message)]
+        told = rf"slt/llc/mean from plateau to plateau between step {JUMP_AT - 1} and {JUMP_AT}: -?0\.\d+ then, [45]"
+        assert re.search(told, text), text
 
     def test_an_alert_and_the_tables_reach_the_wandb_run_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,8 +369,13 @@ class TestReactions:
         assert all("slt/llc/mean" in row for row in tables[:-1]), "a story is told with its measurement"
         assert "slt/llc/mean" not in tables[-1], "and once more when the stages are final"
         assert sum("slt/llc/mean" in row for row in rows) == 20, "one row a measurement"
+        files = Path(logger.save_dir) / "wandb" / "latest-run" / "files"
+        assert table(files / tables[-1]["slt/events.path"]) == [
+            {name: found.row().get(name) for name in EVENT_COLUMNS} for found in found_events._watch.found
+        ]
+        assert table(files / tables[-1]["slt/stages.path"]) == [asdict(stage) for stage in found_events.stages]
         for row in tables:
-            figure = Path(logger.save_dir) / "wandb" / "latest-run" / "files" / row["slt/figure.path"]
+            figure = files / row["slt/figure.path"]
             with Image.open(figure) as image:
                 assert min(image.size) > 300
                 assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
@@ -201,6 +392,20 @@ class TestReactions:
         ]
         events = json.loads((tmp_path / "slt" / "events.json").read_text())
         assert [event["direction"] for event in events if event["type"] == "JumpEvent"] == [1]
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_after_an_interrupt_the_story_so_far_is_told(self, tmp_path: Path, error: type[BaseException]) -> None:
+        class Stops(pl.Callback):
+            def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+                if trainer.global_step == 20:
+                    raise error
+
+        sink = MemorySink()
+        with pytest.raises((RuntimeError, SystemExit)):
+            fit(watched(sinks=[sink, FileSink(tmp_path)]), Stops(), max_steps=30)
+        assert sink.report is not None
+        assert [stage.status for stage in sink.report.stages] == ["final", "final"]
+        assert {path.name for path in tmp_path.iterdir()} == {"events.json", "stages.csv", "stages.png"}
 
     @pytest.mark.parametrize("settings", [{"barebones": True}, {"fast_dev_run": True}])
     def test_a_run_that_leaves_nothing_behind_is_told_in_no_file(
@@ -243,11 +448,54 @@ class TestReactions:
         saved = torch.load(tmp_path / "events" / f"step={jump.step}-jump.ckpt", weights_only=True)
         assert saved["global_step"] == jump.step
 
-    def test_training_stops_after_the_nth_piece_of_news(self) -> None:
+    def test_the_step_in_a_checkpoint_counts_not_its_name(self, tmp_path: Path) -> None:
+        names = {"filename": "weights-{step}", "auto_insert_metric_name": False}
+        kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=1, save_top_k=-1, **names)
+        (tmp_path / "all").mkdir()
+        (tmp_path / "all" / "broken.ckpt").write_bytes(b"no checkpoint")
+        fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
+        (before,) = (tmp_path / "events").glob("before-jump-*")
+        assert torch.load(before, weights_only=True)["global_step"] == JUMP_AT - 1
+
+    def test_a_folder_that_cannot_be_written_to_costs_the_checkpoints(self, tmp_path: Path) -> None:
+        (tmp_path / "taken").write_text("a file where the folder should be")
+        with pytest.warns(UserWarning, match=r"SaveCheckpoint.__call__ raised .* Training goes on"):
+            trainer = fit(watched(on_event=[SaveCheckpoint(tmp_path / "taken")]), max_steps=20)
+        assert trainer.global_step == 20
+
+    def test_training_stops_after_the_nth_transition(self) -> None:
         trainer = fit(watched(on_event=[StopTraining()]), max_steps=30)
-        assert JUMP_AT < trainer.global_step < 20
+        assert trainer.global_step == JUMP_AT + 1
         with pytest.raises(ValueError, match="`after` to be a positive integer, but got 0"):
             StopTraining(after=0)
+
+    @pytest.mark.parametrize("stop", [JUMP_AT + 1, 20])
+    def test_a_jump_and_its_boundary_are_one_transition_which_a_resume_does_not_forget(
+        self, tmp_path: Path, stop: int
+    ) -> None:
+        settings: dict[str, Any] = {"observables": {"llc": Planted(there_and_back)}, "sinks": []}
+        first = watched(on_event=[StopTraining(after=2)], **settings)
+        trainer = fit(first, max_steps=stop)
+        assert trainer.global_step == stop
+        assert directions(first.events) == [1]
+        trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        second = watched(on_event=[StopTraining(after=2)], **settings)
+        trainer = fit(second, max_steps=40, ckpt_path=str(tmp_path / "stopped.ckpt"))
+        assert directions(second.events) == [1, -1]
+        assert "announced" in [getattr(event, "kind", "") for event in second.events]
+        assert trainer.global_step == BACK_AT + 1
+
+    def test_a_boundary_counts_where_no_jump_is_near_and_it_was_not_withdrawn(self) -> None:
+        jump = JumpEvent(13, 12, 1, 5.0, 9.0, onset_step=12, onset_index=11, key="slt/llc/mean")
+
+        def boundary(kind: str, number: int, index: int, key: str = "slt/llc/mean") -> StageEvent:
+            return StageEvent(kind, number, index, index + 1, key)
+
+        assert num_transitions([jump, boundary("announced", 0, 11)]) == 1
+        assert num_transitions([jump, boundary("announced", 0, 15)]) == 2
+        assert num_transitions([jump, boundary("announced", 0, 11, "slt/kernel/trace")]) == 2
+        assert num_transitions([boundary("announced", 0, 30), boundary("withdrawn", 0, 30)]) == 0
+        assert num_transitions([boundary("announced", 0, 30), boundary("revised", 0, 31), "at 3"]) == 1
 
     def test_a_withdrawn_boundary_is_no_news(self) -> None:
         trainer = pl.Trainer(barebones=True, accelerator="cpu")
@@ -261,16 +509,28 @@ class TestReactions:
         with pytest.raises(TypeError, match=r"`on_event` to hold functions .* but got 'alert'"):
             watched(on_event=["alert"])
 
-    def test_nothing_fires_twice_after_a_resume(self, tmp_path: Path) -> None:
-        first = watched()
-        trainer = fit(first, max_steps=16)
-        assert directions(first.events) == [1]
+    @pytest.mark.parametrize("stop", [JUMP_AT - 1, JUMP_AT, JUMP_AT + 1])
+    def test_stopped_in_a_transition_and_resumed_everything_fires_once(self, tmp_path: Path, stop: int) -> None:
+        fired: dict[str, list[Any]] = {"first": [], "second": [], "whole": []}
+
+        def noting(name: str) -> Any:
+            return watched(on_event=[lambda trainer, module, event: fired[name].append(event)], sinks=[])
+
+        trainer = fit(noting("first"), max_steps=stop)
         trainer.save_checkpoint(tmp_path / "stopped.ckpt")
-        fired: list[Any] = []
-        second = watched(on_event=[lambda trainer, module, event: fired.append(event)])
-        fit(second, max_steps=30, ckpt_path=str(tmp_path / "stopped.ckpt"))
-        whole = watched()
-        fit(whole, max_steps=30)
-        assert directions(fired) == []
+        second, whole = noting("second"), noting("whole")
+        fit(second, max_steps=20, ckpt_path=str(tmp_path / "stopped.ckpt"))
+        fit(whole, max_steps=20)
+        assert len(fired["whole"]) > 1
+        assert fired["first"] + fired["second"] == fired["whole"]
         assert second.events == whole.events
         assert second.stages == whole.stages
+
+
+EVENT_COLUMNS = ["key", "detected_at", "type", *(JumpEvent.__dataclass_fields__ | StageEvent.__dataclass_fields__)]
+
+
+def table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a W&B table."""
+    content = json.loads(path.read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]

@@ -74,6 +74,16 @@ def test_single_spikes_give_nothing():
         assert run(values) == []
 
 
+@pytest.mark.filterwarnings("error")  # an overflow
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e12, 1e38, 1e160, 1e308])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_senseless_value_gives_nothing_ever_and_hides_nothing(size, sign):
+    for seed in range(3):
+        values = noisy(seed, 90, at=70, size=20.0)
+        values[[40, 50]] += [sign * size, -sign * size]
+        assert [(event.index, event.direction) for event in run(values)] == [(71, 1)]
+
+
 def test_sign_symmetry_and_scale_invariance():
     for seed in range(3):
         values = noisy(seed, at=40, size=12.0, width=2)
@@ -160,7 +170,7 @@ def test_phi():
 def test_event_is_frozen_and_plain():
     (event,) = run(noisy(0, at=40, size=20.0))
     assert isinstance(event, JumpEvent)
-    assert [type(v) for v in vars(event).values()] == [int, int, int, float, float, int, int, str]
+    assert [type(v) for v in vars(event).values()] == [int, int, int, float, float, int, int, str, str]
     with pytest.raises(AttributeError, match="cannot assign"):
         event.step = 3
 

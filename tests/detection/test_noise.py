@@ -54,8 +54,15 @@ def test_missing_points_keep_their_place():
     assert fill(line, 1.0).phi < 1e-3
 
 
-def test_infinite_value_is_missing():
-    assert math.isnan(fill([1.0, math.inf], 1.0).values[1])
+@pytest.mark.parametrize("value", [math.inf, -1e39, 1e308])
+def test_value_beyond_single_precision_is_missing(value):
+    noise = fill([1.0, value, 1e38], 1.0)
+    assert math.isnan(noise.values[1])
+    assert noise.valid == [0, 2]
+
+
+def test_stderr_beyond_single_precision_is_unknown():
+    assert fill([0.0] * 3, [2.0, 2.0, 1e200]).scales[2] == 3.0
 
 
 def test_scale_is_the_formula():

@@ -25,6 +25,10 @@ def run(values, stderr=0.5, detector=None, steps=None, loss=None):
     return events
 
 
+def places(events):
+    return [(event.kind, event.boundary_id, event.index) for event in events]
+
+
 def state(detector):
     return json.dumps(detector.state_dict())
 
@@ -59,6 +63,15 @@ def test_announced_in_time_and_only_once():
     assert [step - at for step, at in zip(told.values(), (30, 60, 90), strict=True)] == pytest.approx([6] * 3, abs=6)
 
 
+def test_an_announcement_says_what_it_divides():
+    first = run(noisy(0), loss=np.linspace(3.0, 1.0, len(CURVE)))[0]
+    assert (first.kind, first.previous_type, first.stage_type) == ("announced", "plateau", "A")
+    assert first.previous_step == first.step - 1
+    # five standard errors of a level of 30 points at sd 0.5, and of the end of a line through a few
+    assert first.value_before == pytest.approx(100, abs=5 * 0.5 / 30**0.5)
+    assert 100 + 1 < first.value_now < 100 + 15
+
+
 def test_steps_are_those_of_the_boundary():
     steps = [7 * i + 3 for i in range(len(CURVE))]
     events = run(noisy(1), steps=steps)
@@ -90,13 +103,24 @@ def test_spikes_give_nothing():
     assert run(values) == []
 
 
+@pytest.mark.filterwarnings("error")  # an overflow
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e12, 1e38, 1e160, 1e308])
+def test_a_senseless_value_gives_nothing_ever(size):
+    for seed in range(3):
+        values = noisy(seed, np.zeros(90))
+        values[[40, 60]] += [size, -size]
+        detector = StageDetector()
+        assert run(values, detector=detector) == []
+        assert [stage.type for stage in detector.finish()] == ["plateau"]
+
+
 def test_scale_invariance_and_sign_symmetry():
     values = noisy(4)
     plain, scaled, mirrored = StageDetector(), StageDetector(), StageDetector()
-    events = run(values, detector=plain)
-    assert run(4096 * values, 0.5 * 4096, detector=scaled) == events  # a power of two: no rounding
-    assert run(-values, detector=mirrored) == events
-    assert run(values, 0.01) == events  # the size of stderr alone says nothing
+    events = places(run(values, detector=plain))
+    assert places(run(4096 * values, 0.5 * 4096, detector=scaled)) == events  # a power of two: no rounding
+    assert places(run(-values, detector=mirrored)) == events
+    assert places(run(values, 0.01)) == events  # the size of stderr alone says nothing
     kinds = [stage.type for stage in plain.finish()]
     assert kinds == ["plateau", "C", "D", "plateau"]
     assert [stage.type for stage in mirrored.finish()] == ["plateau", "D", "C", "plateau"]
@@ -256,7 +280,7 @@ def test_few_points():
 def test_event_is_frozen_and_plain():
     event = run(noisy(0))[0]
     assert isinstance(event, StageEvent)
-    assert [type(v) for v in vars(event).values()] == [str, int, int, int]
+    assert [type(v) for v in vars(event).values()] == [str, int, int, int, str, str, str, int, float, float]
     with pytest.raises(AttributeError, match="cannot assign"):
         event.step = 3
     assert Stage.__dataclass_params__.frozen

@@ -53,6 +53,10 @@ def test_smoke_prints_a_table_of_finite_measurements(smoke: tuple[Path, str]) ->
     assert np.isfinite([[float(value) for value in row] for row in rows]).all()
     assert all(0 < float(loss) < 6 for _, loss, *_ in rows)
     assert "logging offline" in printed
+    _, stages = printed.split("\nThe stages:\n")
+    (stage,) = re.findall(r"^  (\S+) +steps +(\d+) to +(\d+): LLC +(\S+) -> +(\S+)$", stages, flags=re.MULTILINE)
+    assert stage[:3] == ("plateau", "1", "12"), "too few measurements for a second one"
+    assert np.isfinite([float(value) for value in stage[3:]]).all()
     assert re.search(r"measurements took .* \(\d+%\)", printed)
     assert {path.name for path in folder.iterdir()} <= {"out", ".cache", ".config", ".local"}
 
@@ -78,6 +82,23 @@ def test_smoke_leaves_a_run_that_leet_can_read(smoke: tuple[Path, str]) -> None:
     found = [row["slt/llc/mean"] for row in rows if "slt/llc/mean" in row]
     assert len(found) == 5
     assert np.isfinite(found).all()
+
+
+def test_the_whole_story_has_at_least_twenty_measurements(home: Path) -> None:
+    code = (
+        "import runpy, sys, torch\n"
+        "example = runpy.run_path(sys.argv.pop())\n"
+        "arguments = example['parse_arguments']()\n"
+        "windows = torch.utils.data.TensorDataset(torch.zeros(256, 65).long())\n"
+        "monitor = example['make_monitor'](windows, arguments)\n"
+        "due = [step for step in range(1, arguments.max_steps + 1) if monitor._trigger.at_step(step)]\n"
+        "print(len(due), due[-1], monitor._budget.max_overhead)"
+    )
+    result = run("-c", code, str(SCRIPT), folder=home)
+    assert result.returncode == 0, result.stderr
+    measurements, last, max_overhead = result.stdout.split()
+    assert int(measurements) >= 20
+    assert (last, max_overhead) == ("3000", "None"), "up to the end, and none is left out"
 
 
 def test_help_explains_every_flag(home: Path) -> None:

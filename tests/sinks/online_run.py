@@ -10,18 +10,17 @@ import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from slt_callbacks import Alert, SamplerConfig
-from tests.callbacks.test_watch import watched
+from slt_callbacks import Alert
+from tests.callbacks.test_watch import Planted, there_and_back, watched
 from tests.training import fit
 
-STEPS = 16
+STEPS = 28
 
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     logger = WandbLogger(project="tests", save_dir=folder)
-    short = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
-    fit(watched(on_event=[Alert()], sampler=short), max_steps=STEPS, logger=logger)
+    fit(watched(on_event=[Alert()], observables={"llc": Planted(there_and_back)}), max_steps=STEPS, logger=logger)
     # The monitor is done, and the run goes on: it is the user's to log to, and to end.
     assert wandb.run is not None
     wandb.run.log({"after the fit": 1.0})

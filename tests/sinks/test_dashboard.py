@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from slt_callbacks import LLC, Influence, LossKernel, MemorySink, dashboard
-from slt_callbacks.callbacks.watch import Watch
+from slt_callbacks import Influence, LossKernel, SamplerConfig, dashboard
+from tests.callbacks.test_watch import PlantedLLC
 from tests.sinks.backend import fake_backend
+from tests.sinks.test_sinks import offline_logger, records
 from tests.training import data, fit, monitor
 
 pytest.importorskip("wandb_workspaces", reason="the extra `workspace` is not installed")
 
 SECTIONS = ["LLC", "Stages", "Loss kernel", "Influence", "Health and cost"]
 STEP_AXIS = "slt/step"
-# Logged only at events: a short fit has none.
-AT_EVENTS = {"slt/events", "slt/stages", "slt/influence/events"}
+TABLES = {"slt/events", "slt/stages", "slt/influence/events"}
 
 
 def spec(workspace: Any) -> dict[str, Any]:
@@ -58,24 +58,30 @@ def test_every_section_is_there_and_every_line_lies_on_the_step_of_the_fork() ->
     assert {line["xAxis"] for line in lines(workspace)} == {STEP_AXIS}
     assert spec(workspace)["settings"]["xAxis"] == STEP_AXIS
     assert images(workspace) == ["slt/figure", "slt/kernel/map", "slt/influence/map"]
-    assert tables(workspace) == AT_EVENTS
+    assert tables(workspace) == TABLES
     assert (workspace.entity, workspace.project) == ("me", "mine")
 
 
-def test_what_it_shows_is_what_a_monitor_logs() -> None:
-    sink = MemorySink()
+def test_what_it_shows_is_what_a_monitor_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [index % 2 for index in range(48)]
     queries = Influence([next(iter(batches()))], labels=labels, query_labels=[0] * 6)
-    observables = {"llc": LLC(), "kernel": LossKernel(labels=labels), "influence": queries}
-    fit(monitor(observables=observables, sinks=[sink]), max_steps=6)
-    last = sink.publications[-1]
-    logged = {key for publication in sink.publications for key in publication.scalars} | Watch().scalars().keys()
-    logged |= {f"slt/{key}" for key in last.pictures} | {"slt/stage", "slt/figure"}
+    observables = {"llc": PlantedLLC(), "kernel": LossKernel(labels=labels), "influence": queries}
+    logger = offline_logger(tmp_path, monkeypatch)
+    short = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=0)
+    every = monitor(observables=observables, sampler=short, every_n_train_steps=1)
+    fit(every, max_steps=16, logger=logger)
+    rows = [record["history"]["item"] for record in records(logger) if record["type"] == "history"]
+    items = {key for row in rows for key in row}
+    media = {
+        kind: {key.removesuffix("._type") for row in rows for key, value in row.items() if value == f"{kind}-file"}
+        for kind in ("image", "table")
+    }
     workspace = dashboard("me", "mine", save=False)
-    shown = {key for line in lines(workspace) for key in line.get("metrics", [])} | set(images(workspace))
-    assert shown - logged == set()
+    assert {key for line in lines(workspace) for key in line.get("metrics", [])} - items == set()
+    assert set(images(workspace)) - media["image"] == set()
+    assert tables(workspace) - media["table"] == set()
     (pattern,) = [line["metricRegex"] for line in lines(workspace) if "metricRegex" in line]
-    groups = {key for key in logged if re.fullmatch(pattern, key)}
+    groups = {key for key in items if re.fullmatch(pattern, key)}
     assert groups
     assert all(key.startswith("slt/influence/group/") for key in groups)
 

@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from slt_callbacks import JumpEvent, Measurement, Stage, StageEvent, stage_figure
-from slt_callbacks.sinks import figures
+from slt_callbacks.sinks import Report, figures
+from slt_callbacks.sinks.figures import report_figure
 
 STEPS = [1, 3, 10, 32, 100, 316, 1000]
 
@@ -99,6 +101,21 @@ def test_jumps_are_marked_at_their_first_point_and_other_events_are_not() -> Non
     assert found["jump down"].get_xydata().tolist() == [[316, 7]]
     assert found["jump up"].get_marker() != found["jump down"].get_marker()
     assert not {"jump up", "jump down"} & labelled(stage_figure(measured(), (), [TOLD]).axes[-1]).keys()
+
+
+def test_jumps_of_another_key_are_not_marked_on_the_llc() -> None:
+    other, own = (replace(UP, key=key) for key in ("slt/kernel/class_contrast", "slt/llc/mean"))
+    assert "jump up" not in labelled(stage_figure(measured(), (), [other]).axes[-1])
+    assert "jump up" in labelled(stage_figure(measured(), (), [own]).axes[-1])
+
+
+def test_a_report_is_drawn_with_the_observable_that_is_watched() -> None:
+    results = {"other": {"mean": 5.0}, "finer": {"mean": 7.0}}
+    history = [Measurement(step, results) for step in STEPS]
+    for observable, level in (("finer", 7.0), (None, 5.0), ("gone", 5.0)):
+        figure = report_figure(Report(history, observable=observable))
+        assert figure is not None
+        assert set(figure.axes[-1].lines[0].get_ydata()) == {level}
 
 
 def test_points_whose_chains_disagree_are_hollow_and_an_unknown_rhat_is_not() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import slt_callbacks
-from tests.callbacks.test_watch import JUMP_AT
+from tests.callbacks.test_watch import BACK_AT, JUMP_AT
 from tests.sinks.backend import ENTITY, Backend, fake_backend
 from tests.sinks.online_run import STEPS
 
@@ -36,7 +36,7 @@ def environment(backend: Backend, folder: Path) -> dict[str, str]:
 
 
 def finished(backend: Backend, folder: Path) -> tuple[int, str]:
-    """Exit code and output of the run; it and what it has started are killed after 25 seconds."""
+    """Exit code and output of the run; it and what it has started are killed after 60 seconds."""
     call = [sys.executable, "-m", "tests.sinks.online_run", str(folder)]
     output = folder / "output.txt"
     with output.open("w") as file:  # a pipe would stay open as long as W&B's own process
@@ -44,7 +44,7 @@ def finished(backend: Backend, folder: Path) -> tuple[int, str]:
             call, cwd=ROOT, env=environment(backend, folder), stdout=file, stderr=file, start_new_session=True
         )
         try:
-            process.wait(timeout=25)
+            process.wait(timeout=60)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -54,7 +54,7 @@ def finished(backend: Backend, folder: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    """What the server was sent by one run with a jump in its LLC."""
+    """What the server was sent by one run whose LLC jumps up and, within seconds, down."""
     with fake_backend() as backend:
         code, output = finished(backend, tmp_path_factory.mktemp("online"))
     assert code == 0, output
@@ -62,13 +62,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Backend:
     return backend
 
 
-def test_the_alert_leaves_the_process_once_and_while_it_trains(run: Backend) -> None:
+def test_each_alert_leaves_the_process_once_and_while_it_trains(run: Backend) -> None:
     alerts = [sent for sent in run.sent("NotifyScriptableRunAlert") if sent["title"] == "LLC jump"]
-    assert len(alerts) == 1
-    (alert,) = alerts
-    assert alert["severity"] == "WARN"
-    assert (alert["entityName"], alert["projectName"]) == (ENTITY, "tests")
-    assert f"between step {JUMP_AT} and {JUMP_AT + 1}" in alert["text"]
+    assert len(alerts) == 2
+    for alert, direction, at in zip(alerts, ("up", "down"), (JUMP_AT, BACK_AT), strict=True):
+        assert alert["severity"] == "WARN"
+        assert alert["waitDuration"] < 1000, "milliseconds in which the server drops another of this title"
+        assert (alert["entityName"], alert["projectName"]) == (ENTITY, "tests")
+        assert f"slt/llc/mean {direction} by" in alert["text"]
+        assert f"between step {at} and {at + 1}" in alert["text"]
     assert run.log.index("NotifyScriptableRunAlert") < run.log.index("fit_over")
 
 
