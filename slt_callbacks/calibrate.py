@@ -44,6 +44,12 @@ class CalibrationPoint:
         step_bias: Relative discretization bias.
         failed_chains: Chains that diverged.
         verdict: "sound", or the first thing that is wrong: "diverges", "biased", "drifts" or "chains disagree".
+
+    Example:
+        >>> point = CalibrationPoint(step_size=1e-4, nbeta=46.2, localization=100.0, llc=12.3, stderr=0.4, rhat=1.02,
+        ...                          drift=0.5, step_bias=0.02, failed_chains=0, verdict="sound")
+        >>> f"{point.llc} +- {point.stderr}: {point.verdict}"
+        '12.3 +- 0.4: sound'
     """
 
     step_size: float
@@ -66,6 +72,12 @@ class Calibration:
         points: One a setting, by localization, then nbeta, then step size.
         recommended: The settings of the point to take, or None where none is sound.
         config: What stays the same over the grid.
+
+    Example:
+        >>> config = SamplerConfig(SGLD(1e-4), nbeta=46.2, num_draws=200)
+        >>> print(Calibration(points=(), recommended=config, config=config).line())
+        SamplerConfig(SGLD(step_size=0.0001), nbeta=46.2, localization=100, num_chains=4, num_draws=200,
+        num_burnin_steps=200, batch_size=None)
     """
 
     points: tuple[CalibrationPoint, ...]

@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from slt_callbacks.observables import ChainHealth, Observable, Panel, ReferencePoint
+from slt_callbacks.observables import ChainHealth, LossKernel, Observable, Panel, ReferencePoint
+from slt_callbacks.observables.snapshots import check_entries
 from slt_callbacks.sampling import (
-    SHORTEST_RACE,
     Alone,
     Chain,
     Draw,
-    Engine,
+    EngineChoice,
     Exchange,
     Fork,
     LocalPosterior,
@@ -31,25 +31,25 @@ from slt_callbacks.sampling import (
     ReferenceSet,
     Sampler,
     SamplerConfig,
-    SequentialEngine,
     TokenObjective,
-    VectorizedEngine,
-    check_loss,
     default_nbeta,
     draw_reference,
     generator,
     is_out_of_memory,
-    is_worth_it,
     isolated_rng,
     largest_curvature,
-    losses_of,
     make_chains,
+    map_leaves,
     resolve_loss,
     resolve_step_size,
     seed_from,
-    time_ratio,
     warm_round,
 )
+from slt_callbacks.sampling.batches import Batch
+from slt_callbacks.sampling.loss import check_loss_fn
+from slt_callbacks.sampling.reference import check_seed
+from slt_callbacks.sampling.rehearsal import Rehearsal
+from slt_callbacks.sampling.verdict import Verdict
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -118,8 +118,9 @@ class Estimator:
         dynamics: The dynamics in use: `config`'s, with "auto" resolved at the first measurement and then held.
 
     Raises:
-        TypeError: If an observable lacks a method.
-        ValueError: If a key is reserved or no name, or an observable refuses the reference set or its own queries.
+        TypeError: If an observable lacks a method, `loss_fn` cannot be called, or `seed` is no integer.
+        ValueError: If a key is reserved or no name, two keys have one observable, or an observable refuses the
+            reference set or its own queries.
 
     Example:
         >>> reference = draw_reference([torch.zeros(4, 2)])
@@ -142,8 +143,11 @@ class Estimator:
     ) -> None:
         if store_chains not in ("device", "cpu"):
             raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
+        check_loss_fn(loss_fn)
+        check_seed(seed)
         self.reference = reference
         self._panel = Panel(observables)
+        check_distinct(self._panel.observables)
         self._panel.check(reference)
         self.config = SamplerConfig() if config is None else config
         self.dynamics = self.config.dynamics
@@ -153,12 +157,13 @@ class Estimator:
         self._persistent = persistent
         self._stores_on_cpu = store_chains == "cpu"
         self._exchange = Exchange(Alone() if ranks is None else ranks)
-        self._engine_name: str = self.config.engine
+        self._engines = EngineChoice(self.config)
         self._block_size = self.config.block_size
         self._health = ChainHealth()
         self._memory: dict[int, _Kept] = {}
         self._direction: torch.Tensor | None = None
         self._per_sample: bool | None = None
+        self._singles_at_once = False
 
     @property
     def expected_steps(self) -> int:
@@ -185,6 +190,7 @@ class Estimator:
             TypeError: As `Fork`, `resolve_loss` and `check_loss`.
             ValueError: Likewise.
         """
+        self._per_sample = None
         with _undisturbed(module, self._seed), self._exchange.together():
             self._prepare(module)
 
@@ -210,7 +216,8 @@ class Estimator:
             smaller = self._smaller_block() if is_out_of_memory(error) else None
             if smaller is None:
                 raise
-            _log.info("A measurement ran out of memory: trying again with `block_size=%d`.", smaller)
+            level = logging.WARNING if self._exchange.rank == 0 else logging.DEBUG
+            _log.log(level, "A measurement ran out of memory: trying again with `block_size=%d`, from now on.", smaller)
         self._block_size = smaller  # outside of the handler, which keeps the tensors of the failed attempt alive
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -224,7 +231,7 @@ class Estimator:
         """
         with _undisturbed(module, self._seed):
             objective = self._prepare(module)
-            curvature = self._curvature(objective, LocalPosterior(self.nbeta, self.config.localization), 0)
+            curvature, _ = self._curvature(objective, LocalPosterior(self.nbeta, self.config.localization), 0)
         dynamics = replace(self.config.dynamics, step_size="auto")  # type: ignore[type-var]
         return float(resolve_step_size(dynamics, curvature).step_size)
 
@@ -255,35 +262,43 @@ class Estimator:
         objective = self._prepare(module)
         posterior = LocalPosterior(self.nbeta, self.config.localization)
         point = self._reference_point(step, objective)
-        curvature = self._curvature(objective, posterior, step)
-        if not (math.isfinite(point.loss) and math.isfinite(curvature)):
-            return self.failed(
-                step, "the loss or its gradient is not finite at the fork: has training diverged?", start
-            )
+        probes = self._probes(objective)
+        at_fork = {key: float(probe.sample_losses().mean()) for key, probe in probes.items()}
+        curvature, direction = self._curvature(objective, posterior, step)
+        # A loss function may answer otherwise on another rank, and all must go on, or none.
+        problems = [p for p in self._exchange.gather(_problem_at_fork(point.loss, curvature, at_fork)) if p is not None]
+        if problems:
+            return self.failed(step, problems[0], start)
         self.dynamics = resolve_step_size(self.dynamics, curvature)
         self._halve_step(curvature)
         sampler = Sampler(
-            self._engine(objective, posterior),
+            self._engines.engine(
+                objective, self.dynamics, posterior, len(self._own(range(self.config.num_chains))), self._exchange.first
+            ),
             self.config,
             self._chains(objective.fork, step),
             keep=self._persistent,
             reference_losses=self._panel.reference_losses,
-            queries=self._probes(objective),
+            queries=probes,
             on_steps=on_steps,
             gather=self._exchange.gather,
         )
-        return self._sample(sampler, point, curvature, start)
+        verdict = Verdict(self.nbeta, len(objective.fork), objective.at_fork, len(objective), at_fork)
+        measurement = self._sample(sampler, verdict, point, curvature, start)
+        self._direction = direction  # not before: a measurement that is cut short is made again after a resume
+        return measurement
 
-    def _curvature(self, objective: Objective, posterior: LocalPosterior, step: int) -> float:
-        """k_max, from the direction that the last measurement found."""
+    def _curvature(
+        self, objective: Objective, posterior: LocalPosterior, step: int
+    ) -> tuple[float, torch.Tensor | None]:
+        """k_max, from the direction that the last measurement found, and where to begin at the next."""
         fork = objective.fork
         rng = generator(fork.device, self._seed, step, _CURVATURE_STREAM)
         if self._direction is not None and len(self._direction) != len(fork):
             self._direction = None  # parameters were frozen or added since
         start_from = None if self._direction is None else self._direction.to(fork.device)
         curvature, direction = largest_curvature(objective, posterior, rng, start_from)
-        self._direction = direction if self._persistent else None
-        return float(self._exchange.first(curvature))
+        return float(self._exchange.first(curvature)), direction if self._persistent else None
 
     def _halve_step(self, curvature: float) -> None:
         """Where an "auto" step has become too long for the curvature; its chains are of another make, and end."""
@@ -309,7 +324,7 @@ class Estimator:
         return {
             "settings": self._settings(),
             "step_size": self.dynamics.step_size,
-            "engine": self._engine_name,
+            "engine": self._engines.name,
             "observables": self._panel.state_dict(),
             "direction": _to_cpu(self._direction) if chains else None,
             "chains": {
@@ -317,8 +332,15 @@ class Estimator:
             },
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; after a change of settings everything starts afresh, with a warning."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Go on where `state_dict` was taken.
+
+        After a change of settings or samples the chains start afresh, with a warning. What observables remember, such
+        as the order of a picture's rows, depends on the samples alone, and is lost with them only.
+
+        Returns:
+            Whether what comes can be compared with what was before.
+        """
         before = state.get("settings", {})
         changed = [
             f"`{name}` was {before[name]!r} and is {value!r}"
@@ -326,21 +348,23 @@ class Estimator:
             if name in before and before[name] != value
         ]
         self._memory, self._direction = {}, None
+        if all(before.get(name, value) == value for name, value in self._samples().items()):
+            self._panel.load_state_dict(state.get("observables", {}))
         if changed:
             warnings.warn(
-                f"The checkpoint's chains were run with other settings ({', '.join(changed)}): they start afresh, and "
-                "the LLC before and after is not comparable.",
+                f"The checkpoint's chains were run with other settings or samples ({', '.join(changed)}): they start "
+                "afresh, and the LLC before and after is not comparable.",
                 stacklevel=2,
             )
-            return
+            return False
         if self.config.dynamics.step_size == "auto" and state["step_size"] != "auto":
             self.dynamics = replace(self.config.dynamics, step_size=state["step_size"])  # type: ignore[type-var]
         if self.config.engine == "auto":
-            self._engine_name = state.get("engine", "auto")
-        self._panel.load_state_dict(state.get("observables", {}))
+            self._engines.name = state.get("engine", "auto")
         if self._persistent:
             self._direction = state.get("direction")
             self._memory = {index: _Kept(**place) for index, place in state["chains"].items()}
+        return True
 
     def _settings(self) -> dict[str, Any]:
         """What chains cannot survive a change of, in builtins."""
@@ -349,88 +373,75 @@ class Estimator:
             "nbeta": self.nbeta,
             "localization": float(self.config.localization),
             "num_chains": self.config.num_chains,
-            "num_samples": len(self.reference),
             "batch_size": self.config.batch_size,
+            **self._samples(),
         }
+
+    def _samples(self) -> dict[str, Any]:
+        """What tells the reference set from another: a change means other rows, even where their number is the same."""
+        return {"num_samples": len(self.reference), "checksum": self.reference.fingerprint}
 
     def _prepare(self, module: nn.Module) -> Objective:
         """Fork, and try the loss the first time."""
-        fork = Fork(module)
+        # A loss function was written for this and only reads; a training step may keep a running average of weights.
+        fork = Fork(module, share_frozen=self._loss_fn is not None)
         self._share_buffers(fork)
         loss_fn = resolve_loss(self._loss_fn, module)
         if self._per_sample is None:
-            batch, places = self.reference.to(fork.device, fork.dtype).batches(
-                torch.arange(min(2, len(self.reference)))
-            )[0]
-            self._per_sample = check_loss(loss_fn, fork.module, fork.parameters, batch, len(places))
-            self._check_per_sample(self._per_sample)
-            self._check_queries(fork, loss_fn)
+            self._per_sample = self._rehearse(fork, loss_fn)
             fork.reset()
-        return Objective(fork, loss_fn, self.reference, self._per_sample, self.config.batch_size, self._block_size)
+        return self._objective(Objective, fork, _on_copies(loss_fn), self.reference, self.config.batch_size)
+
+    def _objective(
+        self,
+        kind: type[Objective],
+        fork: Fork,
+        loss_fn: LossFn,
+        samples: ReferenceSet,
+        batch_size: int | None = None,
+    ) -> Objective:
+        return kind(fork, loss_fn, samples, bool(self._per_sample), batch_size, self._block_size, self._singles_at_once)
+
+    def _rehearse(self, fork: Fork, loss_fn: LossFn) -> bool:
+        """Try the loss in every way in which it will be asked; returns whether it gives one a sample."""
+        rehearsal, panel = Rehearsal(fork, loss_fn, self.reference), self._panel
+        per_sample = rehearsal.samples()
+        samples_wanted = bool(panel.reference_losses or panel.queries)
+        if not per_sample and self._loss_fn is not None and (samples_wanted or panel.reference_tokens):
+            raise ValueError(
+                "Expected `loss_fn` to return one loss a sample, shape (B,), for the loss kernel or influence, but got "
+                'a scalar: use reduction="none" and average over all but the first dimension.'
+            )
+        for key, queries in panel.queries.items():
+            rehearsal.queries(key, queries)
+        for key in panel.reference_tokens:
+            rows = rehearsal.tokens()
+            if isinstance(panel.observables[key], LossKernel):
+                remedy = "lower `num_samples`, or leave `per_token` at False"
+                check_entries(rows, rows, "a loss kernel of tokens", remedy)
+        if not per_sample and samples_wanted:
+            self._singles_at_once = rehearsal.singles_at_once()
+            _log.info(
+                "The loss comes as a mean, and observables need one a sample: it is asked about batches of one, %s. A "
+                "method `per_sample_loss(batch)` of the module, or a `loss_fn`, that returns one loss a sample costs "
+                "less.",
+                "all at once" if self._singles_at_once else "in a loop",
+            )
+        return per_sample
 
     def _share_buffers(self, fork: Fork) -> None:
         """Ranks train on batches of their own, so BatchNorm's averages differ: rank 0's are those of a checkpoint."""
         if self._exchange.size > 1:
             fork.set_buffers(self._exchange.first([buffer.cpu() for buffer in fork.buffers()]))
 
-    def _check_per_sample(self, per_sample: bool) -> None:
-        needs = self._panel.reference_losses or self._panel.queries or self._panel.reference_tokens
-        if needs and not per_sample and self._loss_fn is not None:
-            raise ValueError(
-                "Expected `loss_fn` to return one loss a sample, shape (B,), for the loss kernel or influence, but got "
-                'a scalar: use reduction="none" and average over all but the first dimension.'
-            )
-
-    def _check_queries(self, fork: Fork, loss_fn: LossFn) -> None:
-        """Try the loss on one query of each observable."""
-        for key, queries in self._panel.queries.items():
-            batch, _ = queries.to(fork.device, fork.dtype).batches(torch.arange(1))[0]
-            try:
-                with torch.no_grad():
-                    losses_of(loss_fn, fork.module, batch, 1)
-            except Exception as error:
-                raise ValueError(
-                    f"Expected `loss_fn` to take the queries of `observables[{key!r}]` as it takes the reference "
-                    f"samples, but it raised {type(error).__name__}: {error}. Give queries of the same structure and "
-                    "shape."
-                ) from error
-
     def _probes(self, objective: Objective) -> dict[str, Objective]:
         """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
-
-        def probe(kind: type[Objective], samples: ReferenceSet) -> Objective:
-            return kind(objective.fork, objective.loss_fn, samples, objective.per_sample, block_size=self._block_size)
-
-        return {key: probe(Objective, queries) for key, queries in self._panel.queries.items()} | {
-            key: probe(TokenObjective, self.reference) for key in self._panel.reference_tokens
+        fork, loss_fn = objective.fork, objective.loss_fn
+        queries = {k: self._objective(Objective, fork, loss_fn, samples) for k, samples in self._panel.queries.items()}
+        tokens = {
+            k: self._objective(TokenObjective, fork, loss_fn, self.reference) for k in self._panel.reference_tokens
         }
-
-    def _engine(self, objective: Objective, posterior: LocalPosterior) -> Engine:
-        """The engine of the settings, decided at the first measurement and then held."""
-        sequential = SequentialEngine(objective, self.dynamics, posterior)
-        vectorized = VectorizedEngine(objective, self.dynamics, posterior)
-        if self._engine_name == "auto":
-            self._engine_name = self._exchange.first(self._faster(vectorized, sequential))
-        elif self._engine_name == "vectorized" and self.config.engine == "vectorized":
-            try:
-                vectorized.try_step()
-            except Exception as error:  # noqa: BLE001  # vmap meets the user's code, and refuses in many ways
-                self._engine_name = "sequential"
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                _log.info("The chains run one by one, because this module cannot be vectorized: %s", reason)
-        return vectorized if self._engine_name == "vectorized" else sequential
-
-    def _faster(self, vectorized: Engine, sequential: Engine) -> str:
-        """Name of the faster engine, where the chains are many and long enough for that to matter."""
-        if self.config.num_chains < 2 or self.config.num_steps < SHORTEST_RACE:
-            return "sequential"
-        try:
-            ratio = time_ratio(vectorized, sequential, self.config)
-        except Exception as error:  # noqa: BLE001  # as above; the memory of all chains may be lacking as well
-            _log.debug("The chains run one by one: %s", error)
-            return "sequential"
-        _log.info("All chains at once take %.2f times the time of one by one.", ratio)
-        return "vectorized" if is_worth_it(ratio) else "sequential"
+        return queries | tokens
 
     def _reference_point(self, step: int, objective: Objective) -> ReferencePoint:
         loss = float(objective.measure_fork())
@@ -450,35 +461,38 @@ class Estimator:
 
     def _chains(self, fork: Fork, step: int) -> list[Chain]:
         """This process's chains: new random numbers, and the places where the last ones ended."""
-        chains = self._own(make_chains(self.config, fork.device, self._seed, step))
-        for chain in chains:
-            last = self._memory.get(chain.index)
-            if last is None:
-                continue
-            if len(last.displacement) != len(fork):
+        for kept in self._memory.values():
+            if len(kept.displacement) != len(fork):
                 warnings.warn(
-                    f"The chains were kept for {len(last.displacement)} trainable parameters, but the module now has "
+                    f"The chains were kept for {len(kept.displacement)} trainable parameters, but the module now has "
                     f"{len(fork)}: they start afresh.",
                     stacklevel=2,
                 )
                 self._memory.clear()
-                return chains
+                break
+        past = {index: kept.sgld_step for index, kept in self._memory.items()}
+        chains = self._own(make_chains(self.config, fork.device, self._seed, step, past))
+        for chain in chains:
+            last = self._memory.get(chain.index)
+            if last is None:
+                continue
             chain.displacement = last.displacement
             # A copy: the dynamics moves it in place, and an attempt that fails must not.
             chain.state = {name: value.to(fork.device, copy=True) for name, value in last.state.items()}
             chain.sgld_step = last.sgld_step
         return chains
 
-    def _sample(self, sampler: Sampler, point: ReferencePoint, curvature: float, start: float) -> Measurement:
+    def _sample(
+        self, sampler: Sampler, verdict: Verdict, point: ReferencePoint, curvature: float, start: float
+    ) -> Measurement:
         self._reset(point)
         failed: set[int] = set()
-        for members, draws in self._all_draws(sampler):
-            excess: dict[int, list[torch.Tensor]] = {chain: [] for chain in members}
+        for draws in self._all_draws(sampler):
             for draw in draws:
-                excess[draw.chain].append(draw.excess)
+                verdict.update(draw)
                 self._panel.update(draw)
                 self._health.update(draw)
-            bad = self._senseless(excess, len(sampler.engine.objective.fork))
+            bad = verdict.failed()
             self._end_chains(bad)
             failed |= bad
         sampler.sgld_steps = sum(self._exchange.gather(sampler.sgld_steps))
@@ -489,20 +503,21 @@ class Estimator:
             error = f"all {len(failed)} chains diverged: try a smaller `step_size`, or a larger `localization`"
         return self._collect(point.step, curvature, sampler, start, error)
 
-    def _all_draws(self, sampler: Sampler) -> Iterator[tuple[list[int], Iterator[Draw]]]:
+    def _all_draws(self, sampler: Sampler) -> Iterator[Iterator[Draw]]:
         """The draws of every rank's chains, on every rank, in the order in which one process would see them."""
+        own = (draws for _, draws in sampler.draws())
         if self._exchange.size == 1:
-            yield from sampler.draws()
+            yield from own
             return
-        device, own = sampler.engine.objective.fork.device, sampler.draws()
+        device = sampler.engine.objective.fork.device
         while True:
             group = next(own, None)
-            mine = None if group is None else (group[0], [draw.to(torch.device("cpu")) for draw in group[1]])
-            theirs = [part for part in self._exchange.gather(mine) if part is not None]
+            mine = None if group is None else [draw.to(torch.device("cpu")) for draw in group]
+            theirs = [draws for draws in self._exchange.gather(mine) if draws is not None]
             if not theirs:
                 return
-            for members, draws in theirs:
-                yield members, (draw.to(device) for draw in draws)
+            for draws in theirs:
+                yield (draw.to(device) for draw in draws)
 
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""
@@ -518,16 +533,6 @@ class Estimator:
             if self._exchange.rank == 0:
                 own = {index: kept for part in parts for index, kept in part.items()} | own
         self._memory = own
-
-    def _senseless(self, excess: dict[int, list[torch.Tensor]], num_parameters: int) -> set[int]:
-        """Chains whose losses are not finite, or finite beyond any sense; the one place that waits for the device.
-
-        At equilibrium nbeta times the excess loss is about half the number of parameters at most (equipartition), and
-        fluctuates by its root; twenty times that, and never less than 1000, is divergence and not sampling.
-        """
-        table = torch.stack([torch.stack(values) for values in excess.values()]).double().cpu() * self.nbeta
-        good = (table.isfinite() & (table < 1000 + 10 * num_parameters)).all(dim=1)
-        return {chain for chain, ok in zip(excess, good.tolist(), strict=True) if not ok}
 
     def _reset(self, point: ReferencePoint, lenient: bool = False) -> None:
         self._panel.reset(point, lenient)
@@ -587,7 +592,7 @@ def estimate(
         The measurement: ``measurement["llc"]["mean"]`` and so on.
 
     Raises:
-        TypeError: If `reference`, `loss_fn` or an observable is of the wrong kind.
+        TypeError: If `module`, `reference`, `loss_fn`, `sampler`, `seed` or an observable is of the wrong kind.
         ValueError: If a setting is out of range, `reference` is empty, too small or not finite, nothing is trainable,
             or `loss_fn` returns the wrong shape or no gradient.
 
@@ -604,11 +609,35 @@ def estimate(
         >>> abs(measurement["llc"]["mean"] - 1.0) < 0.15  # half the number of parameters
         True
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"Expected `module` to be a torch.nn.Module, but got {module!r}.")
+    if sampler is not None and not isinstance(sampler, SamplerConfig):
+        raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {sampler!r}.")
     drawn = draw_reference(reference, num_samples, seed)
     measurement = Estimator(drawn, loss_fn, observables, sampler, seed).measure(module)
     if measurement.failed:
         warnings.warn(f"The measurement failed: {measurement.error}.", stacklevel=2)
     return measurement
+
+
+def check_distinct(observables: Mapping[str, Observable]) -> None:
+    """Refuse one object under two keys, which would take every draw twice.
+
+    Raises:
+        ValueError: If so.
+
+    Example:
+        >>> from slt_callbacks.observables import LLC
+        >>> check_distinct({"first": LLC(), "second": LLC()})
+    """
+    keys: dict[int, str] = {}
+    for key, observable in observables.items():
+        other = keys.setdefault(id(observable), key)
+        if other != key:
+            raise ValueError(
+                f"Expected every key of `observables` to have an object of its own, but got one as {other!r} and as "
+                f"{key!r}: make a second one."
+            )
 
 
 @contextmanager
@@ -642,6 +671,23 @@ def _kept(chain: Chain) -> _Kept | None:
     if chain.displacement is None or not bool(chain.displacement.isfinite().all()):
         return None
     return _Kept(chain.displacement, chain.state or {}, chain.sgld_step)
+
+
+def _problem_at_fork(loss: float, curvature: float, probed: Mapping[str, float]) -> str | None:
+    """Why no chain can start where these are the mean losses, those that an observable asks for by its key."""
+    if not (math.isfinite(loss) and math.isfinite(curvature)):
+        return "the loss or its gradient is not finite at the fork: has training diverged?"
+    bad = [key for key, value in probed.items() if not math.isfinite(value)]
+    return f"a loss that {bad} asks for is not finite at the fork: look at its queries" if bad else None
+
+
+def _on_copies(loss_fn: LossFn) -> LossFn:
+    """The batch may be the kept reference set itself, where whatever a loss function writes would stay."""
+
+    def on_copies(module: nn.Module, batch: Batch) -> torch.Tensor:
+        return loss_fn(module, map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, batch))
+
+    return on_copies
 
 
 def _to_cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -156,20 +156,25 @@ def tilted_minibatch_llc(
     of_mean = np.cov(tilts.T, ddof=1).reshape(dimension, dimension) * (1 - batch_size / num_samples) / batch_size
     times = draw_times(num_draws, num_burnin_steps, num_steps_bw_draws)
     steps = np.arange(times[-1] + 1)
-    same_epoch = np.equal.outer(steps // num_batches, steps // num_batches)
-    correlation = np.where(same_epoch, -1 / (num_batches - 1), 0.0)  # (steps, steps): Cov(c_s, c_t) / of_mean
-    np.fill_diagonal(correlation, 1.0)
+    starts = np.arange(0, len(steps), num_batches)  # of the epochs
+
+    def correlated(rows: Array) -> Array:
+        """Times Cov(c_s, c_t) / of_mean, (steps, steps): 1 on the diagonal, -1 / (M - 1) in the rest of an epoch."""
+        of_epoch = np.add.reduceat(rows, starts, axis=1)[:, steps // num_batches]
+        return rows + (rows - of_epoch) / (num_batches - 1)
+
     a = 1 - eps * (nbeta * h + gamma) / 2
     lag = times[:, None] - 1 - steps[None, :]
     response = np.where(lag >= 0, a ** np.maximum(lag, 0), 0.0)  # (T, steps)
     push = -eps * nbeta / 2 * response
     # Cov(w_s, w_t) = langevin I + noise of_mean; Cov(w_s, c_t) = with_c of_mean; all (T, T)
     langevin = eps * response @ response.T
-    noise = push @ correlation @ push.T
-    with_c = push @ correlation[:, times]
-    between_c = correlation[np.ix_(times, times)]
+    pushed = correlated(push)
+    noise = pushed @ push.T
+    with_c = pushed[:, times]
+    between_c = correlated((steps == times[:, None]).astype(float))[:, times]
     trace = float(np.trace(of_mean))
-    square = float(np.trace(of_mean @ of_mean))
+    square = float((of_mean**2).sum())
     means = nbeta * (h / 2 * (dimension * np.diag(langevin) + trace * np.diag(noise)) + trace * np.diag(with_c))
     # Wick: Cov(w_s.w_s, w_t.w_t) = 2 tr(Cww^2), Cov(w_s.w_s, c_t.w_t) = 2 tr(Cwc Cww), and for c_s.w_s with c_t.w_t
     ww_square = dimension * langevin**2 + 2 * langevin * noise * trace + noise**2 * square
@@ -221,14 +226,23 @@ def regression_minibatch_llc(
     return total / count
 
 
+def _regression_spread(x: Array, nbeta: float, gamma: float, eps: float) -> Array:
+    """S = x Sigma x^T, (N, N): covariance of the predictions of the stationary full-batch chain."""
+    k = nbeta * x.T @ x / len(x) + gamma * np.eye(x.shape[1])
+    return x @ np.linalg.inv(k @ (np.eye(len(k)) - eps * k / 4)) @ x.T
+
+
+def regression_losses(x: Array, residuals: Array, nbeta: float, gamma: float, eps: float) -> Array:
+    """E l_i of the stationary full-batch chain around least squares, (N,): (S_ii + e_i^2) / 2."""
+    return (np.diag(_regression_spread(x, nbeta, gamma, eps)) + residuals**2) / 2
+
+
 def regression_kernel(x: Array, residuals: Array, nbeta: float, gamma: float, eps: float) -> Array:
-    """Cov(l_i, l_j) of the stationary full-batch chain, (N, N): S_ij^2 / 2 + e_i e_j S_ij, S = x Sigma x^T.
+    """Cov(l_i, l_j) of the same chain, (N, N): S_ij^2 / 2 + e_i e_j S_ij.
 
     The influence BIF(i, q) is minus this.
     """
-    k = nbeta * x.T @ x / len(x) + gamma * np.eye(x.shape[1])
-    sigma = np.linalg.inv(k @ (np.eye(len(k)) - eps * k / 4))
-    s = x @ sigma @ x.T
+    s = _regression_spread(x, nbeta, gamma, eps)
     return s**2 / 2 + np.outer(residuals, residuals) * s
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import warnings
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from slt_callbacks.estimate import Measurement
-from slt_callbacks.observables import LLC
+from slt_callbacks.observables import LLC, Influence, LossKernel
 from slt_callbacks.sampling import SGLD, LossFnError, RMSPropSGLD, SamplerConfig, default_nbeta, draw_reference
 from tests import oracles
 from tests.problems import TWO_SAMPLES, Estimator, Quadratic, Weights, estimate, llc, settings, squared_error
@@ -227,7 +228,7 @@ def poisoned(chain: int | None, at: int, value: float, observables: Any = None) 
     return estimator.measure(network())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e9, -1e9])
 @pytest.mark.parametrize("at", [2, 6, 11])
 def test_a_failed_chain_is_dropped_from_its_first_draw_on_and_counted(value: float, at: int) -> None:
     clean = poisoned(None, -1, 0.0, {"held": Held()})
@@ -258,6 +259,81 @@ def test_a_step_beyond_stability_is_divergence_and_not_an_estimate() -> None:
     assert measurement["health"]["failed_chains"] == 2
     assert measurement["health"]["num_valid_draws"] == 0
     assert measurement["llc"]["reference_loss"] == 0
+
+
+QUERIES = [(X[:4], Y[:4] + 5)]
+
+
+def probed(bad: Any, value: float = math.nan, **changes: Any) -> Measurement:
+    """Three chains, whose `bad` ones see `value` where a loss is asked about without gradient, at one of ten draws."""
+    config = settings(1e-3, num_chains=3, num_draws=10, **changes)
+    sampling, calls = False, 0
+
+    def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        losses = squared_error(module, batch)
+        if torch.is_grad_enabled() or not sampling:
+            return losses
+        calls += 1
+        chain, draw = divmod(calls - 1, 10)
+        return losses.index_fill(0, torch.tensor([1]), value) if chain in bad and draw == 4 else losses
+
+    class Switch(LLC):
+        def reset(self, point: Any) -> None:  # called when the chains are about to start
+            nonlocal sampling
+            super().reset(point)
+            sampling = True
+
+    probing = {"kernel": LossKernel()} if "batch_size" in changes else {"influence": Influence(QUERIES)}
+    return Estimator(draw_reference(DATA), loss_fn, {"llc": Switch(), **probing}, config).measure(network())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e12, -1e12])
+@pytest.mark.parametrize(
+    ("changes", "key", "name"), [({}, "influence", "bif"), ({"batch_size": 5}, "kernel", "covariance")]
+)
+def test_a_loss_that_only_an_observable_asked_for_fails_its_chain(
+    value: float, changes: dict[str, int], key: str, name: str
+) -> None:
+    found, clean = probed({1}, value, **changes), probed({}, **changes)
+    assert found["health"]["failed_chains"] == 1
+    assert found["health"]["num_valid_draws"] == 20
+    assert found["llc"]["per_chain"].isnan().tolist() == [False, True, False]
+    assert torch.equal(found["llc"]["per_chain"][[0, 2]], clean["llc"]["per_chain"][[0, 2]])
+    assert found[key][name].isfinite().all()
+    assert not clean[key][name].equal(found[key][name])
+    assert float(found[key][name].abs().max()) < 10 * float(clean[key][name].abs().max())
+
+
+def test_where_every_chain_meets_such_a_loss_none_is_left() -> None:
+    found = probed({0, 1, 2})
+    assert found.failed
+    assert found["health"]["failed_chains"] == 3
+    assert found["influence"]["bif"].isnan().all()
+
+
+def test_a_query_that_is_senseless_at_the_fork_is_told_apart_from_divergence() -> None:
+    def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+        losses = squared_error(module, batch)
+        return losses.masked_fill(batch[1][:, 0] > 4, math.inf)  # the queries alone
+
+    with pytest.warns(
+        UserWarning, match=r"a loss that \['influence'\] asks for is not finite at the fork: look at its"
+    ):
+        measurement = estimate(
+            network(), DATA, loss_fn, observables={"influence": Influence(QUERIES)}, sampler=settings()
+        )
+    assert measurement.failed
+
+
+def test_measuring_again_at_the_same_step_does_not_repeat_the_noise() -> None:
+    size, nbeta, eps = 4000, 10.0, 4e-3  # the chains forget in 50 steps; a round of 21 that came again would add up
+    config = settings(eps, nbeta=nbeta, localization=0.0, num_chains=1, num_draws=5, num_burnin_steps=200)
+    one = Estimator(draw_reference(TWO_SAMPLES), Quadratic(torch.ones(size)), config=config, persistent=True)
+    found = [one.measure(Weights(size), step=7)["llc"]["mean"] for _ in range(6)]
+    expected = oracles.stationary_llc([1.0] * size, nbeta, 0.0, eps)
+    spread = math.sqrt(oracles.stationary_variance_companion([1.0] * size, nbeta, 0.0, eps))
+    assert max(abs(llc - expected) for llc in found) < 4 * spread
 
 
 def test_no_chain_left_is_a_failed_measurement_even_for_an_observable_that_cannot_compute() -> None:
@@ -418,6 +494,32 @@ def test_auto_step_is_found_once_and_held_until_its_bias_is_past_5_percent() -> 
     assert estimator.measure(Weights(20), step=4)["health"]["step_size"] == third["health"]["step_size"], "no way back"
 
 
+def with_kernel(x: torch.Tensor = X, **changes: Any) -> Estimator:
+    config = settings(1e-3, num_draws=10, **changes)
+    return Estimator(draw_reference([(x, Y)]), squared_error, {"kernel": LossKernel()}, config, persistent=True)
+
+
+def test_other_samples_of_the_same_number_are_noticed_on_resume() -> None:
+    first = with_kernel()
+    first.measure(network(), 1)
+    with pytest.warns(UserWarning, match=r"with other settings or samples \(`checksum` was .* and is .*: they start"):
+        (other := with_kernel(X + 0.1)).load_state_dict(first.state_dict())
+    assert other.state_dict()["chains"] == {}
+    assert math.isnan(other.measure(network(), 2)["kernel"]["alignment"]), "rows of other samples do not compare"
+
+
+def test_other_settings_of_the_chains_leave_what_observables_remember_of_the_samples() -> None:
+    first = with_kernel()
+    first.measure(network(), 1)
+    state = first.state_dict()
+    resumed = with_kernel(localization=2.0)
+    with pytest.warns(UserWarning, match="`localization` was 1.0 and is 2.0"):
+        resumed.load_state_dict(state)
+    assert resumed.state_dict()["chains"] == {}
+    assert torch.equal(resumed.state_dict()["observables"]["kernel"]["order"], state["observables"]["kernel"]["order"])
+    assert math.isfinite(resumed.measure(network(), 2)["kernel"]["alignment"])
+
+
 def test_a_step_size_that_the_user_gave_is_never_changed() -> None:
     loss_fn = Quadratic(torch.full((20,), 6.0))
     estimator = Estimator(draw_reference(TWO_SAMPLES), loss_fn, config=settings(0.08 / 51, nbeta=50.0))
@@ -440,6 +542,7 @@ def test_a_step_size_that_the_user_gave_is_never_changed() -> None:
         ({3: LLC()}, ValueError, "names without a slash, but got 3"),
         ({"llc": LLC}, TypeError, r"Expected `observables\['llc'\]` to be an object with `reset`"),
         ({"llc": "llc"}, TypeError, r"Expected `observables\['llc'\]` to be an object with `reset`"),
+        (dict.fromkeys(["a", "b"], LLC()), ValueError, "to have an object of its own, but got one as 'a' and as 'b'"),
     ],
 )
 def test_wrong_observables_are_named(observables: Any, error: type[Exception], message: str) -> None:
@@ -468,6 +571,12 @@ def test_wrong_arguments_of_estimate_are_named() -> None:
         estimate(network(), DATA, squared_error, sampler=settings("auto", nbeta=0.0, localization=0.0))
     with pytest.raises(ValueError, match="Expected at least 2 reference samples for the default `nbeta`"):
         estimate(network(), DATA, squared_error, num_samples=1)
+    with pytest.raises(TypeError, match="Expected `seed` to be an integer, but got '3'"):
+        estimate(network(), DATA, squared_error, seed="3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected `seed` to be an integer, but got 0\.5"):
+        Estimator(draw_reference(DATA), squared_error, seed=0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected `loss_fn` to be a function \(module, batch\) -> losses, but got 3"):
+        Estimator(draw_reference(DATA), 3)  # type: ignore[arg-type]
 
 
 def test_check_finds_a_mistake_without_sampling() -> None:
@@ -475,3 +584,73 @@ def test_check_finds_a_mistake_without_sampling() -> None:
     with pytest.raises(ValueError, match="to have a gradient"):
         estimator.check(network())
     assert SamplerConfig().num_chains == 4
+
+
+def test_what_is_refused_once_is_refused_again() -> None:
+    estimator = Estimator(draw_reference(DATA), lambda m, b: squared_error(m, b).mean(), {"kernel": LossKernel()})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="to return one loss a sample, shape"):
+            estimator.measure(network())
+
+
+def tokens(module: Any, batch: Any) -> torch.Tensor:
+    return (module(batch[0]) - batch[1]).square().expand(-1, 3)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "most", "message"),
+    [
+        (squared_error, 4096**2, "to return one loss a token, shape"),
+        (lambda m, b: tokens(m, b).mean(), 4096**2, "to return one loss a sample, shape"),
+        (tokens, 60**2 - 1, "a loss kernel of tokens of at most 3599 entries.*but got 60 x 60: lower `num_samples`"),
+    ],
+)
+def test_a_kernel_of_tokens_that_cannot_work_is_refused_before_training(
+    loss_fn: Any, most: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slt_callbacks.observables.snapshots.MOST_ENTRIES", most)
+    estimator = Estimator(draw_reference(DATA), loss_fn, {"kernel": LossKernel(per_token=True)}, settings())
+    with pytest.raises(ValueError, match=message):
+        estimator.check(network())
+
+
+# Losses from a training step
+
+
+class WithStep(nn.Sequential):
+    """A module with a training step, as Lightning's are."""
+
+    careless = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = squared_error(self, batch).mean()
+        self.log("loss", loss)  # type: ignore[operator]
+        return loss if not self.careless or loss.item() < 1e9 else loss * 0
+
+
+class WithLosses(WithStep):
+    def per_sample_loss(self, batch: Any) -> torch.Tensor:
+        return squared_error(self, batch)
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_the_kernel_from_a_training_step_is_that_from_its_single_losses(
+    careless: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(1e-3, num_draws=10, engine="sequential")
+    found = []
+    for kind in (WithStep, WithLosses):
+        module = kind(*network().double())
+        module.careless = careless
+        observables = {"kernel": LossKernel(), "influence": Influence(QUERIES)}
+        with caplog.at_level(logging.INFO, logger="slt_callbacks"):
+            estimator = Estimator(draw_reference(DATA), None, observables, config)
+            found.append([estimator.measure(module, step) for step in (1, 2)])
+    for step, losses in zip(*found, strict=True):
+        for key, name in (("kernel", "covariance"), ("influence", "bif")):
+            scale = float(losses[key][name].abs().max())
+            torch.testing.assert_close(step[key][name], losses[key][name], rtol=1e-5, atol=1e-8 * scale)
+    told = [record.message for record in caplog.records if "batches of one" in record.message]
+    assert len(told) == 1, "once a run, and only where a mean is all there is"
+    assert ("in a loop" in told[0]) == careless
+    assert "`per_sample_loss(batch)`" in told[0]

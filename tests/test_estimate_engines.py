@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 import pytest
@@ -11,10 +10,8 @@ import torch
 from torch import nn
 
 from slt_callbacks import LLC, Estimator, LossKernel, RMSPropSGLD, SamplerConfig
-from slt_callbacks.sampling import SHORTEST_RACE, draw_reference
+from slt_callbacks.sampling import SHORTEST_RACE, draw_reference, engines
 from tests.problems import settings, squared_error
-
-ESTIMATE = sys.modules["slt_callbacks.estimate"]  # the package has a function of that name
 
 
 def data(size: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -55,7 +52,7 @@ class TestAutomaticEngine:
         self, monkeypatch: pytest.MonkeyPatch, ratio: float, engine: str
     ) -> None:
         races = []
-        monkeypatch.setattr(ESTIMATE, "time_ratio", lambda *_: races.append(1) or ratio)
+        monkeypatch.setattr(engines, "time_ratio", lambda *_: races.append(1) or ratio)
         calls = Calls()
         one = estimator(long_enough(), calls)
         one.measure(network(), 1)
@@ -76,13 +73,13 @@ class TestAutomaticEngine:
     def test_there_is_no_race_where_it_would_not_pay(
         self, monkeypatch: pytest.MonkeyPatch, config: SamplerConfig
     ) -> None:
-        monkeypatch.setattr(ESTIMATE, "time_ratio", lambda *_: pytest.fail("raced"))
+        monkeypatch.setattr(engines, "time_ratio", lambda *_: pytest.fail("raced"))
         one = estimator(config)
         one.measure(network(), 1)
         assert one.state_dict()["engine"] == "sequential"
 
     def test_the_draws_are_those_of_a_named_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ESTIMATE, "time_ratio", lambda *_: 0.1)
+        monkeypatch.setattr(engines, "time_ratio", lambda *_: 0.1)
         automatic = estimator(long_enough()).measure(network(), 1)
         named = estimator(long_enough(engine="vectorized")).measure(network(), 1)
         assert automatic["llc"]["mean"] == named["llc"]["mean"]

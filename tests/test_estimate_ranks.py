@@ -154,19 +154,57 @@ def test_a_loss_that_raises_on_one_rank_ends_the_measurement_on_all_and_the_next
         same(alone, second)
 
 
+class Poisoned:
+    """NaN after so many calls."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
+        self.calls += 1
+        return squared_error(module, batch) * (math.nan if self.calls > self.after else 1.0)
+
+
 def test_a_chain_that_diverges_on_one_rank_is_dropped_on_all() -> None:
     config = settings(num_chains=4, num_draws=20, engine="sequential")
 
-    def loss_fn(module: Any, batch: Any, poisoned: list[int]) -> torch.Tensor:
-        poisoned[0] += 1
-        return squared_error(module, batch) * (math.nan if poisoned[0] > 60 else 1.0)
+    def calls(ranks: ThreadRank) -> int:
+        counting = Poisoned(10**9)
+        estimator(config, ranks, counting).measure(network(), 1)
+        return counting.calls
+
+    many = on_ranks(2, calls)[1]
 
     def work(ranks: ThreadRank) -> Measurement:
-        calls = [0 if ranks.rank == 1 else -(10**9)]
-        return estimator(config, ranks, lambda m, b: loss_fn(m, b, calls)).measure(network(), 1)
+        late = Poisoned(many - 5 if ranks.rank == 1 else 10**9)  # in the last chain
+        return estimator(config, ranks, late).measure(network(), 1)
 
     first, second = on_ranks(2, work)
     assert first["health"]["failed_chains"] == second["health"]["failed_chains"] == 1
     assert first["llc"]["per_chain"].isnan().tolist() == [False, False, False, True]
     assert math.isfinite(first["llc"]["mean"])
     assert torch.equal(first["kernel"]["covariance"], second["kernel"]["covariance"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("which", ["reference", "queries"])
+def test_a_loss_that_is_nan_at_the_fork_on_one_rank_fails_the_measurement_on_all(rank: int, which: str) -> None:
+    config = settings(num_chains=4, num_draws=20, engine="sequential")
+    size = {"reference": 12, "queries": 4}[which]
+
+    def work(ranks: ThreadRank) -> list[Measurement]:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            bad = ranks.rank == rank and len(batch[0]) == size and step == 1
+            return squared_error(module, batch) * (math.nan if bad else 1.0)
+
+        one, step = estimator(config, ranks, loss_fn), 1
+        first = one.measure(network(), 1)
+        step = 2
+        return [first, one.measure(network(), 2)]
+
+    alone = estimator(config).measure(network(), 2)
+    for found in on_ranks(2, work):
+        assert not isinstance(found, Exception), found
+        assert found[0].failed
+        assert "not finite at the fork" in str(found[0].error)
+        same(alone, found[1])

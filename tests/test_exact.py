@@ -7,6 +7,7 @@ are hit to a percent in a second, so that an error of a few percent, or two erro
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks.sampling import SGLD, RMSPropSGLD, SamplerConfig, draw_reference
+from slt_callbacks.observables import LLC, ReferencePoint
+from slt_callbacks.sampling import SGLD, Draw, RMSPropSGLD, SamplerConfig, draw_reference
 from tests import oracles
 from tests.problems import TWO_SAMPLES, Estimator, Quadratic, Weights, estimate, llc, settings, squared_error
 
@@ -74,29 +76,34 @@ def test_oracle_agrees_with_the_numbers_in_the_methods(num_draws: int, burn_in: 
     assert math.sqrt(longer.variance) == pytest.approx(oracles.chain_spread(H, 50, 5, 2e-3, 1000, between), rel=0.02)
 
 
-@pytest.mark.parametrize(("num_draws", "burn_in", "between"), [(100, 300, 2), (200, 0, 1)])
-def test_variance_companion_is_the_pooled_variance_of_the_loss(num_draws: int, burn_in: int, between: int) -> None:
+@pytest.mark.parametrize(("eps", "num_draws", "burn_in", "between"), [(8e-3, 50, 50, 5), (2e-3, 50, 0, 1)])
+def test_variance_companion_is_the_pooled_variance_of_the_loss(
+    eps: float, num_draws: int, burn_in: int, between: int
+) -> None:
+    # A variance needs thousands of draws that have forgotten each other: many chains, all at once.
+    chains, copies = 80, 20
     config = settings(
-        2e-3,
+        eps,
         nbeta=50.0,
         localization=5.0,
         num_draws=num_draws,
         num_burnin_steps=burn_in,
         num_steps_bw_draws=between,
-        num_chains=5,
+        num_chains=chains,
+        engine="vectorized",
     )
-    measurement = measure_quadratic(repeated(H), config)
-    exact = oracles.quadratic_llc(np.tile(H, COPIES), 50.0, 5.0, 2e-3, num_draws, burn_in, between)
-    expected, stderr = exact.pooled_variance(5)
-    assert abs(measurement["llc"]["variance_llc"] - expected) < 3 * stderr < 0.5 * expected
+    measurement = measure_quadratic(repeated(H, copies), config)
+    exact = oracles.quadratic_llc(np.tile(H, copies), 50.0, 5.0, eps, num_draws, burn_in, between)
+    expected, stderr = exact.pooled_variance(chains)
+    assert abs(measurement["llc"]["variance_llc"] - expected) < 3 * stderr < 0.1 * expected
     if burn_in:
-        stationary = oracles.stationary_variance_companion(np.tile(H, COPIES), 50.0, 5.0, 2e-3)
-        assert expected == pytest.approx(stationary, rel=0.1)
+        stationary = oracles.stationary_variance_companion(np.tile(H, copies), 50.0, 5.0, eps)
+        assert expected == pytest.approx(stationary, rel=0.01)
 
 
 def test_spread_over_chains_is_the_one_of_the_formula_within_15_percent() -> None:
     config = settings(
-        1e-2, nbeta=50.0, localization=5.0, num_draws=20, num_burnin_steps=8, num_chains=220
+        1e-2, nbeta=50.0, localization=5.0, num_draws=20, num_burnin_steps=8, num_chains=220, engine="vectorized"
     )  # 220 chains know their spread to 5 %
     h = repeated((1.0, 3.0), 8)
     measured = measure_quadratic(h, config)["llc"]
@@ -170,10 +177,10 @@ def test_minibatch_noise_adds_exactly_its_share(batch_size: int, num_draws: int,
 
 
 def test_regression_on_minibatches_gives_the_average_over_every_order_of_the_samples() -> None:
-    x = torch.tensor([[1.0, 0.2], [0.3, -1.2], [-0.8, 0.7], [1.4, 0.5]], dtype=torch.float64)
-    y = 3 * torch.tensor([0.5, -0.4, 1.1, 0.2], dtype=torch.float64)
-    nbeta, gamma, eps, draws, chains = 12.0, 1.0, 3e-2, 700, 4
-    weights, _ = oracles.regression_minimum(x.numpy(), y.numpy())
+    x = np.array([[1.0, 0.2], [0.3, -1.2], [-0.8, 0.7], [1.4, 0.5]])
+    y = 3 * np.array([0.5, -0.4, 1.1, 0.2])
+    nbeta, gamma, eps, draws, chains, copies = 12.0, 1.0, 3e-2, 200, 60, 20
+    weights, residuals = oracles.regression_minimum(x, y)
     config = settings(
         eps,
         nbeta=nbeta,
@@ -182,68 +189,129 @@ def test_regression_on_minibatches_gives_the_average_over_every_order_of_the_sam
         num_burnin_steps=60,
         batch_size=2,
         num_chains=chains,
+        engine="vectorized",
     )
 
     def loss_fn(module: Any, batch: Any) -> torch.Tensor:
-        return (batch[0] @ module.w - batch[1]).square() / 2
+        return (batch[0] @ module.w - batch[1][:, None]).square().sum(1) / 2
 
-    measurement = estimate(Weights(torch.tensor(weights)), [(x, y)], loss_fn, sampler=config)
-    exact = oracles.regression_minibatch_llc(x.numpy(), y.numpy(), 2, nbeta, gamma, eps, draws // 2, 30)
-    hessian = x.numpy().T @ x.numpy() / 4
+    module = Weights(torch.tensor(weights)[:, None].repeat(1, copies))
+    measurement = estimate(module, [(torch.tensor(x), torch.tensor(y))], loss_fn, sampler=config)
+    exact = oracles.regression_minibatch_llc(x, y, 2, nbeta, gamma, eps, draws // 2, 30)
+    hessian = x.T @ x / 4
     # The fluctuations of the full-batch chain, scaled to this mean: chain variance is quadratic in the scale of w^2.
     full = oracles.quadratic_llc(np.linalg.eigvalsh(hessian), nbeta, gamma, eps, draws, 60)
-    stderr = full.stderr(chains) * exact / full.mean
+    # Copies have noise of their own, but one order of the samples: what that adds to the mean fluctuates in all alike,
+    # and so does the slope of a minibatch at w*.
+    slopes = np.array([x[list(pair)].T @ residuals[list(pair)] / 2 for pair in itertools.combinations(range(4), 2)])
+    spread = np.linalg.inv(nbeta * hessian + gamma * np.eye(2))
+    of_slope = nbeta**2 * float(np.mean(np.einsum("ij,jk,ik->i", slopes, spread, slopes))) / draws
+    own, common = exact / full.mean, exact / full.mean - 1
+    stderr = math.sqrt(((own**2 / copies + common**2) * full.variance + of_slope) / chains)
+    assert 3 * stderr < 0.07 * exact
     assert exact - full.mean > 6 * stderr
-    assert abs(llc(measurement) - exact) < 3 * stderr
+    assert abs(llc(measurement) / copies - exact) < 3 * stderr
+    # That is generous: what the minibatches of an epoch add cancels in part. The chains know better, to some 10 %.
+    assert abs(llc(measurement) / copies - exact) < 4 * measurement["llc"]["stderr"] / copies < 0.02 * exact
 
 
-def test_linear_regression_with_all_samples_sees_the_eigenvalues_of_its_hessian() -> None:
+class MeanLosses:
+    """An observable: the mean of every reference sample's loss over the draws."""
+
+    reference_losses = True
+
+    def reset(self, reference: ReferencePoint) -> None:
+        self._losses: list[torch.Tensor] = []
+
+    def update(self, draw: Draw) -> None:
+        assert draw.reference_losses is not None
+        self._losses.append(draw.reference_losses.double())
+
+    def compute(self) -> dict[str, Any]:
+        return {"mean": torch.stack(self._losses).mean(0)}
+
+
+def test_linear_regression_with_all_samples_sees_the_eigenvalues_of_its_hessian_and_the_loss_of_each_sample() -> None:
     generator = torch.Generator().manual_seed(5)
-    x = torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 0.5, 2.0])
-    y = torch.randn(20, COPIES, generator=generator)
-    weights, _ = oracles.regression_minimum(x.double().numpy(), y.double().numpy())
-    module = nn.Linear(3, COPIES, bias=False)
-    module.weight.data = torch.tensor(weights.T, dtype=torch.float32)
-    nbeta, gamma, eps = 20.0, 3.0, 4e-3
-    config = settings(eps, nbeta=nbeta, localization=gamma, num_draws=50, num_burnin_steps=30, num_steps_bw_draws=3)
-    measurement = estimate(module, [(x, y)], squared_error, sampler=config)
-    eigenvalues = np.linalg.eigvalsh(x.double().numpy().T @ x.double().numpy() / 20)
-    exact = oracles.quadratic_llc(np.tile(eigenvalues, COPIES), nbeta, gamma, eps, 50, 30, 3)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 0.5, 2.0])
+    y = 0.3 * torch.randn(20, COPIES, generator=generator, dtype=torch.float64)
+    weights, residuals = oracles.regression_minimum(x.numpy(), y.numpy())
+    module = nn.Linear(3, COPIES, bias=False, dtype=torch.float64)
+    module.weight.data = torch.tensor(weights.T)
+    nbeta, gamma, eps, draws, between = 20.0, 3.0, 1e-2, 150, 10
+    config = settings(
+        eps,
+        nbeta=nbeta,
+        localization=gamma,
+        num_draws=draws,
+        num_burnin_steps=100,
+        num_steps_bw_draws=between,
+    )
+    observables = {"llc": LLC(), "losses": MeanLosses()}
+    measurement = estimate(module, [(x, y)], squared_error, observables=observables, sampler=config)
+    eigenvalues = np.linalg.eigvalsh(x.numpy().T @ x.numpy() / 20)
+    exact = oracles.quadratic_llc(np.tile(eigenvalues, COPIES), nbeta, gamma, eps, draws, 100, between)
     assert abs(llc(measurement) - exact.mean) < 3 * exact.stderr(2)
 
+    expected, variance = (  # sums over the copies, (20,)
+        np.sum([moments(x.numpy(), e, nbeta, gamma, eps) for e in residuals.T], axis=0)
+        for moments in (oracles.regression_losses, lambda *at: np.diag(oracles.regression_kernel(*at)))
+    )
+    memory = (1 - eps * (nbeta * eigenvalues[0] + gamma) / 2) ** between  # of the flattest direction
+    stderr = np.sqrt(variance * (1 + memory) / (1 - memory) / (2 * draws))
+    above_least_squares = expected - (residuals**2).sum(1) / 2
+    assert (4 * stderr < 0.2 * above_least_squares).all()
+    # Of 20 samples one in a thousand such tests has one beyond 4 errors.
+    assert (np.abs(measurement["losses"]["mean"].numpy() - expected) < 4 * stderr).all()
 
-def test_strong_localization_reads_gradient_and_hessian_of_any_network() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    x, y = torch.randn(30, 3).double(), torch.randn(30, 2).double()
-    names = [name for name, _ in module.named_parameters()]
-    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
 
-    def mean_loss(vector: torch.Tensor) -> torch.Tensor:
-        parts = vector.split([p.numel() for p in module.parameters()])
-        weights = {n: v.view_as(p) for n, v, p in zip(names, parts, module.parameters(), strict=True)}
-        return (torch.func.functional_call(module, weights, (x,)) - y).square().sum(1).mean() / 2
+@pytest.mark.parametrize("at_minimum", [True, False])
+def test_strong_localization_reads_gradient_and_hessian_of_any_network(at_minimum: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    flat, x, y = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((20,), (15, 3), (2, 15)))
+
+    def outputs(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        first, second = weights[..., :12].unflatten(-1, (4, 3)), weights[..., 12:].unflatten(-1, (2, 4))
+        return second @ torch.tanh(first @ x.T)  # (..., 2, 15): of one network or of many side by side
+
+    y = outputs(flat, x) + (0 if at_minimum else y)
+
+    def mean_loss(weights: torch.Tensor) -> torch.Tensor:
+        return (outputs(weights, x) - y).square().sum() / (2 * len(x))
+
+    def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return (outputs(module.w, x) - y.T).square().sum((0, 1)) / 2
 
     gradient = torch.func.grad(mean_loss)(flat)
     hessian = torch.func.hessian(mean_loss)(flat)
+    copies, nbeta, gamma = 100, 3.0, 600.0
+    eps = 1.5 / gamma
+    config = settings(eps, nbeta=nbeta, localization=gamma, num_draws=300, num_burnin_steps=10)
+
+    measured = llc(estimate(Weights(flat.repeat(copies, 1)), [(x, y.T)], loss_fn, sampler=config)) / copies
     eigenvalues, vectors = torch.linalg.eigh(hessian)
-    slope = vectors.T @ gradient
-    nbeta, gamma = 30.0, 1e4
-    eps = 0.5 / gamma
-    config = settings(eps, nbeta=nbeta, localization=gamma, num_draws=400, num_burnin_steps=30, num_steps_bw_draws=4)
-    measurement = estimate(module, [(x, y)], squared_error, sampler=config)
-    exact = oracles.quadratic_llc(eigenvalues, nbeta, gamma, eps, 400, 30, 4, slope=slope)
+    exact = oracles.quadratic_llc(eigenvalues, nbeta, gamma, eps, 300, 10, slope=vectors.T @ gradient)
+    stderr = exact.stderr(2 * copies)
+    of_trace = nbeta / gamma * float(hessian.trace()) / 2
     limit = oracles.large_localization_llc(float(hessian.trace()), float(gradient.norm()), nbeta, gamma)
     # 1 / (1 - eps k / 4) on the trace term is all that a step of this size changes.
-    bias = nbeta / gamma * float(hessian.trace()) / 2 * (1 / (1 - eps * gamma / 4) - 1)
-    assert exact.mean == pytest.approx(limit + bias, rel=0.03)
-    assert exact.mean < -3 * exact.stderr(2)
-    assert abs(llc(measurement) - exact.mean) < 3 * exact.stderr(2)
+    limit += of_trace * (1 / (1 - eps * gamma / 4) - 1)
+    assert 3 * stderr < 0.1 * of_trace
+    assert at_minimum or (nbeta * float(gradient.norm())) ** 2 / gamma > 6 * stderr
+    assert abs(measured - exact.mean) < 3 * stderr
+    assert abs(measured - limit) < 3 * stderr + 0.03 * of_trace  # curvature over localization
 
 
+@pytest.mark.parametrize(
+    ("eps", "draws", "burn_in", "between"),
+    [pytest.param(4e-3, 60, 500, 15, id="stationary, thinned"), pytest.param(1.5e-2, 150, 0, 2, id="from w* itself")],
+)
 @pytest.mark.parametrize("degree", [4, 6])
-def test_a_power_of_w_gives_one_over_its_degree(degree: int) -> None:
-    copies, eps, draws, burn_in, between = 4000, 4e-3, 60, 500, 15
+def test_a_power_of_w_gives_one_over_its_degree(
+    degree: int, eps: float, draws: int, burn_in: int, between: int
+) -> None:
+    copies = 4000
 
     def loss_fn(module: Any, batch: torch.Tensor) -> torch.Tensor:
         return module.w.pow(degree).sum().expand(len(batch))
@@ -262,10 +330,9 @@ def test_a_power_of_w_gives_one_over_its_degree(degree: int) -> None:
         lambda w: w**degree, lambda w: degree * w ** (degree - 1), 1.0, 0.0, eps, draws, burn_in, between, reach=2.8
     )
     stderr = math.sqrt(one.variance / copies)
-    assert abs(measured["mean"] / copies - one.mean) < 3 * stderr
-    # The chain itself is within 2 % of the learning coefficient, and its variance is the same number.
-    assert one.mean == pytest.approx(oracles.power_law_llc(degree), rel=0.02)
-    assert measured["mean"] / copies == pytest.approx(oracles.power_law_llc(degree), rel=0.02 + 3 * stderr * degree)
+    assert abs(measured["mean"] / copies - one.mean) < 3 * stderr < 0.04 * one.mean
+    if burn_in:
+        assert measured["mean"] / copies == pytest.approx(oracles.power_law_llc(degree), rel=0.02 + 3 * stderr * degree)
 
 
 def test_power_law_estimate_is_the_same_at_every_nbeta() -> None:
@@ -283,6 +350,7 @@ def test_power_law_estimate_is_the_same_at_every_nbeta() -> None:
         for nbeta in (1.0, 1e4)
     )
     assert llc(first) == pytest.approx(llc(second), rel=1e-9)
+    assert llc(first) > 0
 
 
 def test_scaling_the_loss_up_and_nbeta_down_changes_nothing() -> None:
@@ -372,47 +440,61 @@ def test_rmsprop_without_memory_follows_the_kernel_of_its_own_preconditioner() -
 
 
 def test_rmsprop_reaches_a_badly_scaled_quadratic_where_sgld_at_its_stable_step_lags() -> None:
-    scales = np.repeat([1.0, 1e4], 150)
-    # Two samples tilted to either side, one a step: gradient noise is what V is meant to see. Without it V follows the
-    # chain's own position, and an RMSprop that forgets faster than the chain mixes has another stationary law.
-    tilts = 4 * np.sqrt(scales)
-    h, tilt = torch.tensor(scales).float(), torch.tensor(tilts).float()
+    copies, sgld_step, rmsprop_step = 1000, 0.2 / 1e4, 6e-3
+    scales = np.repeat([1.0, 1e4], copies)
+    # Two samples tilted to either side, one a step: gradient noise is what V is meant to see.
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], 2 * copies)
+    tilts = np.outer([1.0, -1.0], 4 * np.sqrt(scales) * signs)
+    h = torch.tensor(scales).float()
 
-    def loss_fn(module: Any, batch: torch.Tensor) -> torch.Tensor:
-        return (h * module.w.square()).sum() / 2 + batch @ (tilt * module.w)
+    def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+        return (h * module.w.square()).sum() / 2 + batch @ module.w
 
-    rng = np.random.default_rng(0)
-    signs = torch.tensor(rng.choice([-1.0, 1.0], (1, 300)), dtype=torch.float32)
-    data = [torch.cat([signs, -signs])]
+    times = 500, 2500, 2  # draws, burn-in, an epoch between draws
     slow = settings(
-        0.2 / 1e4,
+        sgld_step,
         nbeta=1.0,
         localization=0.0,
-        num_draws=50,
-        num_burnin_steps=2500,
-        num_steps_bw_draws=20,
+        num_draws=times[0],
+        num_burnin_steps=times[1],
+        num_steps_bw_draws=times[2],
         num_chains=1,
         batch_size=1,
     )
-    fast = dataclasses.replace(slow, dynamics=RMSPropSGLD(6e-3))
-    lagging, reaching = (llc(estimate(Weights(300), data, loss_fn, sampler=config)) for config in (slow, fast))
+    fast = dataclasses.replace(slow, dynamics=RMSPropSGLD(rmsprop_step))
+    data = [torch.tensor(tilts).float()]
+    lagging, reaching = (llc(estimate(Weights(2 * copies), data, loss_fn, sampler=config)) for config in (slow, fast))
 
     def closed(eps: float, preconditioned: bool) -> tuple[float, float]:
         parts = []
-        for scale in (1.0, 1e4):
-            tilt_here = 4 * math.sqrt(scale)  # V averages the squared gradient: tilt^2 + h^2 w^2
-            g = 1 / (math.sqrt(tilt_here**2 + scale) + 0.1) if preconditioned else 1.0
-            part = tilt_here * data[0].numpy()[:, scales == scale]
-            parts.append(oracles.tilted_minibatch_llc(scale, part, 1, 1.0, 0.0, eps, 50, 2500, 20, g))
+        for scale in (1.0, 1e4):  # V averages the squared gradient: tilt^2 + h^2 w^2
+            g = 1 / (math.sqrt(17 * scale) + 0.1) if preconditioned else 1.0
+            parts.append(oracles.tilted_minibatch_llc(scale, tilts[:, scales == scale], 1, 1.0, 0.0, eps, *times, g))
         return sum(part.mean for part in parts), math.sqrt(sum(part.variance for part in parts))
 
     truth = oracles.exact_llc(scales, 1.0, 0.0)
-    expected, stderr = closed(0.2 / 1e4, preconditioned=False)
-    assert abs(lagging - expected) < 3 * stderr
-    assert expected < 0.75 * truth
-    expected, stderr = closed(6e-3, preconditioned=True)
-    assert abs(reaching - expected) < 3 * stderr
-    assert expected == pytest.approx(truth, rel=0.1)
+    expected, stderr = closed(sgld_step, preconditioned=False)
+    assert abs(lagging - expected) < 3 * stderr < 0.08 * expected
+    assert lagging < 0.65 * truth
+    expected, stderr = closed(rmsprop_step, preconditioned=True)
+    # V forgets within 100 steps, the soft direction within 1400: there G still follows w a little, and the law p / G is
+    # sqrt(16 + u^2) exp(-u^2 / 2), with E u^2 = (1 + 3 / 32) / (1 + 1 / 32): 6 % on half of the coordinates.
+    assert abs(reaching - 1.03 * expected) < 3 * stderr < 0.08 * expected
+    assert reaching == pytest.approx(truth, rel=0.1)
+
+
+def test_rmsprop_without_gradient_noise_reads_as_much_too_high_as_its_docstring_says() -> None:
+    copies = 1000
+    h = torch.tensor([1.0, 1e4]).repeat(copies)
+    config = dataclasses.replace(
+        settings(
+            nbeta=1.0, localization=0.0, num_draws=1000, num_burnin_steps=1500, num_chains=1, num_steps_bw_draws=2
+        ),
+        dynamics=RMSPropSGLD(4e-3),
+    )
+    # 3 errors of 1000 softest coordinates over 2000 steps, of which they forget all in some 350, are 4 %.
+    measured = llc(measure_quadratic(h, config)) / oracles.exact_llc(h.numpy(), 1.0, 0.0)
+    assert measured == pytest.approx(1.36, rel=0.04)
 
 
 class DeepLinear(nn.Module):
@@ -465,37 +547,50 @@ def test_deep_linear_network_from_its_most_singular_point_is_within_3_percent_of
 def exact_posterior_of_two_layers(
     widths: tuple[int, int, int], nbeta: float, copies: int
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Samples of exp(-nbeta |BA|^2 / 2 - |A|^2 / 2 - |B|^2 / 2) and the mean of nbeta |BA|^2 / 2, by Gibbs sampling.
+    """Samples of exp(-nbeta |BA|^2 / 2 - |A|^2 / 2 - |B|^2 / 2) and the mean of nbeta |BA|^2 / 2.
 
-    Given B, A is Gaussian with precision I + nbeta B'B in every column, and the other way round.
+    With A integrated out, the eigenvalues s of B'B have density prod s^((outputs - hidden - 1) / 2) exp(-s / 2)
+    (1 + nbeta s)^(-inputs / 2) prod |s_i - s_j|: a sum over a grid in log s. Given B, A is Gaussian with precision
+    I + nbeta B'B in every column. All of it is invariant under rotations, so that B may as well be diagonal.
     """
+    inputs, hidden, outputs = widths
     rng = np.random.default_rng(0)
-    b = rng.standard_normal((copies, widths[2], widths[1])) * nbeta**-0.25
-    losses = []
-
-    def columns(gram: Any, number: int) -> Any:
-        root = np.linalg.cholesky(np.eye(widths[1]) + nbeta * gram)
-        return np.linalg.solve(root.transpose(0, 2, 1), rng.standard_normal((copies, widths[1], number)))
-
-    for _ in range(600):
-        a = columns(b.transpose(0, 2, 1) @ b, widths[0])
-        b = columns(a @ a.transpose(0, 2, 1), widths[2]).transpose(0, 2, 1)
-        losses.append(float((nbeta / 2 * (b @ a) ** 2).sum(axis=(1, 2)).mean()))
-    return torch.tensor(a), torch.tensor(b), float(np.mean(losses[200:]))
+    axis, spacing = np.linspace(math.log(1e-9), math.log(80), 100, retstep=True)
+    log_s = np.stack(np.meshgrid(*[axis] * hidden)).reshape(hidden, -1)
+    s = np.exp(log_s)
+    p = np.exp(((outputs - hidden + 1) / 2 * log_s - s / 2 - inputs / 2 * np.log1p(nbeta * s)).sum(0))
+    for i, j in itertools.combinations(range(hidden), 2):
+        p *= np.abs(s[i] - s[j])
+    p /= p.sum()
+    mean = float(p @ (inputs / 2 * nbeta * s / (1 + nbeta * s)).sum(0))
+    cells = log_s[:, rng.choice(len(p), copies, p=p)].T
+    drawn = np.exp(cells + rng.uniform(-spacing / 2, spacing / 2, cells.shape))
+    first = rng.standard_normal((copies, hidden, inputs)) / np.sqrt(1 + nbeta * drawn)[:, :, None]
+    second = np.eye(outputs, hidden) * np.sqrt(drawn)[:, None, :]
+    return torch.tensor(first), torch.tensor(second), mean
 
 
 def test_rank_zero_deep_linear_network_keeps_its_exact_posterior_within_3_percent_of_the_learning_coefficient() -> None:
     # Rank 0 with multiplicity 2 approaches 6.5 as 1 / log(nbeta): no cold chain of a test's length gets there. The
     # chains start from an exact sample of the posterior, through the memory of persistent chains, and have to keep it.
-    widths, nbeta, copies = (5, 3, 5), 1e5, 300
+    widths, nbeta, copies, eps = (5, 3, 5), 1e5, 1500, 2e-7
     first, second, exact = exact_posterior_of_two_layers(widths, nbeta, copies)
-    config = settings(2e-8, nbeta=nbeta, localization=1.0, num_draws=60, num_steps_bw_draws=5, num_chains=1)
+    config = settings(eps, nbeta=nbeta, localization=1.0, num_draws=60, num_steps_bw_draws=5, num_chains=1)
     estimator = Estimator(draw_reference(TWO_SAMPLES), DeepLinear.loss, config=config, persistent=True)
     displacement = torch.cat([first.flatten(), second.flatten()])
     estimator.load_state_dict(
-        {"step_size": 2e-8, "chains": {0: {"displacement": displacement, "state": {}, "sgld_step": 0}}}
+        {"step_size": eps, "chains": {0: {"displacement": displacement, "state": {}, "sgld_step": 0}}}
     )
     measured = estimator.measure(DeepLinear(widths, 0, copies))["llc"]
+
+    def losses(displacement: torch.Tensor) -> torch.Tensor:
+        first, second = displacement.split([copies * 15, copies * 15])
+        return (second.view(copies, 5, 3) @ first.view(copies, 3, 5)).square().sum((1, 2))
+
+    kept = estimator.state_dict()["chains"][0]["displacement"]
+    memory = torch.corrcoef(torch.stack([losses(displacement), losses(kept)]))[0, 1]
+    assert memory < 0.4  # the chains have moved on, each to another loss: it is the posterior that stayed
     assert oracles.deep_linear_llc(widths, 0) == 6.5
     assert exact == pytest.approx(6.5, rel=0.025)  # what 1 / log(nbeta) leaves
+    assert measured["mean"] / copies == pytest.approx(exact, rel=0.02)
     assert measured["mean"] / copies == pytest.approx(6.5, rel=0.03)

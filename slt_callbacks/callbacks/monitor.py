@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -15,32 +15,44 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from slt_callbacks.callbacks.arguments import (
+    as_builtins,
+    check_store_chains,
+    checked_reactions,
+    checked_sampler,
+    checked_sinks,
+    shortened,
+)
 from slt_callbacks.callbacks.budget import Budget
+from slt_callbacks.callbacks.first_batches import FirstBatches, check_before_batches
 from slt_callbacks.callbacks.forecast import Forecast
+from slt_callbacks.callbacks.history import History, remembered
+from slt_callbacks.callbacks.information import shown_by_lightning
 from slt_callbacks.callbacks.processes import LightningRanks, share_reference
 from slt_callbacks.callbacks.progress import measurement_progress
 from slt_callbacks.callbacks.reactions import Reaction
 from slt_callbacks.callbacks.schedule import Trigger
-from slt_callbacks.callbacks.watch import Detector, Found, Watch
+from slt_callbacks.callbacks.watch import Detector, Watch
 from slt_callbacks.detection import Stage
-from slt_callbacks.estimate import Estimator, Measurement
+from slt_callbacks.estimate import Estimator, Measurement, check_distinct
 from slt_callbacks.observables import LLC, Observable, check_observables
 from slt_callbacks.sampling import (
     DEFAULT_NUM_SAMPLES,
     LossFn,
     LossFnError,
+    RankFailedError,
     Reference,
     SamplerConfig,
     draw_reference,
-    map_leaves,
-    num_rows,
+    isolated_rng,
+    seed_from,
 )
+from slt_callbacks.sampling.loss import check_loss_fn
+from slt_callbacks.sampling.ranks import is_loss_fn_error
+from slt_callbacks.sampling.reference import check_num_samples, check_seed
 from slt_callbacks.sinks import (
     PREFIX,
     FileSink,
@@ -53,9 +65,12 @@ from slt_callbacks.sinks import (
     publish_scalars,
 )
 
+_State = dict[str, Any] | None
 _STATE_VERSION = 1
-_MOST_MATRIX_BYTES = 2**21  # in the history; the newest measurement keeps its own in any case
-_REFUSED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
+_MOST_MATRIX_BYTES = 2**26  # in the history: some twenty kernels with influence of 256 samples
+# By name: those of the package pytorch_lightning are classes of their own.
+_REFUSED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy"}
+_PLUGINS_STREAM, _SCHEDULE_STREAM = 301, 302  # apart from the streams of the estimator
 
 
 class SLTMonitor(pl.Callback):
@@ -67,7 +82,9 @@ class SLTMonitor(pl.Callback):
 
     Args:
         reference: Samples to measure on: a Dataset, a DataLoader (its dataset), a list of batches, a function that
-            returns one of these, or None for the first training batches seen.
+            returns one of these, or None for the first training batches seen, as far as the first epoch goes. Batches
+            that cannot serve cost the measurements, with a warning, and never the run; and a resumed run sees others,
+            so that its chains start afresh. Labels need a data set, and are refused without.
         loss_fn: ``(module, batch) -> losses``, one a sample ``(B,)`` or one a token ``(B, T)`` (averaged over T); a
             scalar serves the LLC alone. None: the module's ``per_sample_loss(batch)``, else the loss that its
             ``training_step`` returns.
@@ -83,7 +100,8 @@ class SLTMonitor(pl.Callback):
         max_overhead: Most seconds of measuring for a second of training; a due measurement beyond it is skipped and
             counted. The first one always runs. None for no limit.
         detectors: What watches which logged key, one or several, such as ``{"slt/kernel/trace": JumpDetector()}``; a
-            `JumpDetector` and a `StageDetector` watch ``slt/llc/mean`` unless an empty list says otherwise.
+            `JumpDetector` and a `StageDetector` watch the mean of the first LLC as well, where one of the same class
+            takes its place and an empty list switches them off.
         on_event: What to do on an event: `Alert`, `SaveCheckpoint`, `StopTraining`, or any
             ``(trainer, pl_module, event)``. One that raises is reported, and training goes on.
         sinks: Where measurements go; None for every logger of the trainer, and files in the folder of the run.
@@ -91,9 +109,9 @@ class SLTMonitor(pl.Callback):
         store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.
 
-    Attributes:
-        history: Every `Measurement` of this process, in order. Of matrices, such as a kernel's covariance, the last
-            2 MiB stay, or a long run would fill the memory: a `MemorySink` keeps them all.
+    A monitor may serve one fit after the other. Where the same trainer goes on, so do the measurements; a fit that
+    begins at step 0 and is no resume is a new run, whose history, events, detectors and chains begin empty (a detector
+    of your own without `load_state_dict` remembers what it has seen).
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -112,8 +130,8 @@ class SLTMonitor(pl.Callback):
     slt/health/failed_chains, step_bias   chains dropped; relative discretization bias, sound below 0.05
     slt/health/step_size, nbeta, ...      the settings in force
     slt/cost/seconds, sgld_steps          what the measurement took
-    slt/cost/overhead, skipped            share of training time so far; due measurements left out
-    slt/stage, slt/jump                   number of the present stage; +1 or -1 where the LLC has just jumped
+    slt/cost/overhead, skipped, failed    share of training time so far; due measurements left out; failed ones
+    slt/stage, slt/jump                   boundaries announced so far; +1 or -1 where the LLC has just jumped
     slt/detection/phi                     calibration of the standard errors as noise of the curve
     slt/stages, slt/events (tables)       the stages and events so far, at every event and at the end
     slt/figure (image)                    loss and LLC with stages and jumps, at the same times
@@ -125,9 +143,12 @@ class SLTMonitor(pl.Callback):
     slt/influence/map, events             an image; a table of the pairs and groups that moved most
     ====================================  ==================================================================
 
-    ``slt/llc/mean`` is also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping.
+    ``slt/llc/mean`` is also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping. It is not there
+    before the first measurement that has succeeded, and no number may stand in for it, so let EarlyStopping wait:
+    ``EarlyStopping("slt/llc/mean", strict=False)``; by default it ends a run whose metric is missing.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import DataLoader
         >>> from slt_callbacks import SLTMonitor, SamplerConfig
         >>> class Net(pl.LightningModule):
@@ -167,33 +188,69 @@ class SLTMonitor(pl.Callback):
         store_chains: Literal["device", "cpu"] = "device",
         seed: int = 0,
     ) -> None:
-        if store_chains not in ("device", "cpu"):
-            raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
+        check_store_chains(store_chains)
+        check_loss_fn(loss_fn)
+        check_num_samples(num_samples)
+        check_seed(seed)
         super().__init__()
-        self._trigger = Trigger(every_n_train_steps, every_n_epochs, train_time_interval, schedule)
+        asked = partial(self._asked, schedule) if callable(schedule) else schedule
+        self._trigger = Trigger(every_n_train_steps, every_n_epochs, train_time_interval, asked)
         self._budget = Budget(max_overhead)
         self._reference = reference
         self._loss_fn = loss_fn
         self._observables = check_observables({"llc": LLC()} if observables is None else observables)
-        self._sampler = _checked_sampler(sampler)
+        check_distinct(self._observables)
+        self._sampler = checked_sampler(sampler)
         self._num_samples = num_samples
         self._persistent_chains = persistent_chains
         self._checkpoint_chains = checkpoint_chains
         self._store_chains = store_chains
         self._seed = seed
-        self._watch = Watch(detectors, [*self._observables, "health", "cost"])
-        self._reactions = _checked_reactions(on_event)
-        self._sinks = _checked_sinks(sinks)
+        self._detectors = detectors
+        self._watch = Watch(detectors, self._observables)
+        self._unused_watch = copy.deepcopy(self._watch.state_dict())
+        self._reactions = checked_reactions(on_event)
+        if self._reactions and not self._watch.settings():
+            rank_zero_warn(
+                "`on_event` has nothing to react to but failing measurements, for no LLC is measured: add one to "
+                "`observables`, or say in `detectors` what to watch.",
+                category=UserWarning,
+            )
+        self._sinks = checked_sinks(sinks)
         self._open_sinks: list[Sink] = []
+        self._stage = "fit"
+        self._loaded = False  # whether a checkpoint was loaded for the fit that is about to begin
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Nothing has been measured yet."""
+        self._trigger.last_step = -1
+        self._budget.skipped = 0
         self._estimator: Estimator | None = None
-        self._seen: list[Any] = []
+        self._first_batches: FirstBatches | None = None
         self._restored: dict[str, Any] = {}
         self._warned: set[str] = set()
         self._cost_told = False
         self._first_step = 0
-        self._heavy: deque[tuple[int, int]] = deque()  # places in the history that keep matrices, and their bytes
+        self._unlogged: dict[str, float] = {}
+        self._begun: list[int] | None = None  # step and log step of a measurement that is under way, or was cut short
         self._before: list[Measurement] = []  # a resume: their numbers alone
-        self.history: list[Measurement] = []
+        self._history = History(self._observables, _MOST_MATRIX_BYTES)
+        self._watch = self._new_watch(self._unused_watch)
+
+    def _new_watch(self, state: Mapping[str, Any]) -> Watch:
+        watch = Watch(self._detectors, self._observables)
+        watch.load_state_dict(copy.deepcopy(state))
+        return watch
+
+    @property
+    def history(self) -> list[Measurement]:
+        """Every `Measurement` of this run in this process, in order.
+
+        Matrices, such as a kernel's covariance, stay in the last ones only, at most 16 of them and 64 MiB, or a long
+        run would fill the memory: a `MemorySink` keeps them all.
+        """
+        return self._history.measurements
 
     @property
     def events(self) -> list[Any]:
@@ -212,9 +269,10 @@ class SLTMonitor(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and draw the reference set."""
+        self._stage = stage
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, _REFUSED):
+        if _REFUSED & {kind.__name__ for kind in type(trainer.strategy).__mro__}:
             raise MisconfigurationException(
                 f"SLTMonitor cannot sample a model that {type(trainer.strategy).__name__} shards or rewrites: use "
                 'strategy="auto" or "ddp".'
@@ -224,42 +282,48 @@ class SLTMonitor(pl.Callback):
                 "Expected one SLTMonitor in `callbacks`, but got several, whose keys would collide: give one of them "
                 'all `observables`, such as {"llc": LLC(), "finer": LLC()}.'
             )
-        if _fast_dev_run(trainer):
-            self._sampler = _shortened(self._sampler)
-        if self._reference is not None:
-            try:
-                self._estimator = self._make_estimator(trainer, self._reference)
-            except (TypeError, ValueError) as error:
-                raise MisconfigurationException(f"SLTMonitor: {error}") from error
+        if trainer.global_step == 0 and not self._loaded:
+            self._start_afresh()
+        if self._estimator is not None:  # the same trainer goes on
+            return
+        try:
+            if self._reference is None:
+                wanted = self._num_samples or DEFAULT_NUM_SAMPLES
+                check_before_batches(wanted, self._sampler, self._observables, self._loss_fn, pl_module)
+                self._first_batches = FirstBatches(wanted)
+            else:
+                self._estimator = self._make_estimator(trainer, self._reference, self._num_samples)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"SLTMonitor: {error}") from error
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Try the loss function on the model, now on its device, and open the sinks."""
+        self._loaded = False
         if self._estimator is not None:
             self._check(self._estimator, pl_module)
-        self._seen = []
-        if trainer.is_global_zero:
-            for sink in self._sinks if self._sinks is not None else _default_sinks(trainer):
-                if self._safely(sink, "open", trainer.loggers, self._config()):
-                    self._open_sinks.append(sink)
+            self._open(trainer, self._estimator)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; measure before training where the schedule says so."""
         self._budget.start()
         self._first_step = trainer.global_step
         if self._trigger.at_start() and trainer.global_step == 0:
-            self._measure(trainer, pl_module, log_step=0, on_step=False)
+            self._measure(trainer, pl_module, log_step=0, on_step=None)
+        elif self._begun is not None and self._begun[0] == trainer.global_step:
+            self._measure(trainer, pl_module, log_step=self._begun[1], on_step=None)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Without a reference, keep the first batches."""
-        if self._estimator is None:
-            self._collect(trainer, batch)
+        if self._first_batches is not None:
+            self._collect(trainer, self._first_batches, batch)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure where a step trigger is due."""
+        self._log_metrics(pl_module, on_step=True)
         due = self._trigger.at_step(trainer.global_step)
         if self._trigger.by_time:
             due = trainer.strategy.broadcast(due)
@@ -269,21 +333,19 @@ class SLTMonitor(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure where an epoch trigger is due."""
-        if self._estimator is None and self._num_samples is None and self._seen:
-            self._start_with_seen(trainer)  # fewer samples than the default: an epoch is all there is
+        if self._first_batches is not None:
+            self._start_with(trainer, self._first_batches)  # an epoch is all there is
         if self._trigger.at_epoch_end(trainer.current_epoch):
             log_step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
             self._measure(trainer, pl_module, log_step, on_step=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The stages are final."""
-        self._watch.finish()
-        for sink in self._open_sinks:
-            if hasattr(sink, "finish"):
-                self._safely(sink, "finish", self._report())
+        self._tell_story()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Lightning calls no teardown after an exception."""
+        """Lightning calls no teardown after an exception; what was found until then is told."""
+        self._tell_story()
         self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -298,13 +360,25 @@ class SLTMonitor(pl.Callback):
             "version": _STATE_VERSION,
             "last_step": self._trigger.last_step,
             "skipped": self._budget.skipped,
-            "estimator": self._estimator.state_dict(chains=self._checkpoint_chains),
-            "watch": self._watch.state_dict(),
+            "begun": self._begun,
+            "estimator": self._state_of("chains", partial(self._estimator.state_dict, self._checkpoint_chains), None),
+            "watch": self._state_of("events and the detectors", self._watch.state_dict, self._unused_watch),
             "curve": [[m.step, m.scalars(), m.error] for m in (*self._before, *self.history)],
         }
 
+    def _state_of(self, what: str, take: Callable[[], _State], otherwise: _State) -> _State:
+        """A part of the checkpoint, which without it is still one to train on from."""
+        try:
+            return take()
+        except Exception as error:  # noqa: BLE001  # a detector or an observable may be the user's own
+            reason = f"a `state_dict` raised {type(error).__name__}: {error}"
+            self._warn_once(f"Checkpoints go without the {what}, because {reason}. Training goes on.", f"state {what}")
+            return otherwise
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after a resume: nothing is measured twice, and chains need no burn-in."""
+        if self._stage != "fit":  # Lightning also loads a checkpoint to test it, and the run's story must not change
+            return
         if state_dict.get("version") != _STATE_VERSION:
             warnings.warn(
                 f"The checkpoint holds SLTMonitor state of version {state_dict.get('version')}, but this is version "
@@ -312,58 +386,123 @@ class SLTMonitor(pl.Callback):
                 stacklevel=2,
             )
             return
-        self._restored = state_dict
+        self._loaded = True
         self._trigger.last_step = state_dict["last_step"]
+        self._begun = state_dict.get("begun")
         self._budget.skipped = state_dict["skipped"]
-        self._watch.load_state_dict(state_dict["watch"])
-        self._before = [Measurement(step, _nested(scalars), error) for step, scalars, error in state_dict["curve"]]
-        if self._estimator is not None:
-            self._estimator.load_state_dict(state_dict["estimator"])
+        self._watch = self._new_watch(state_dict["watch"])
+        self._before = [remembered(*point) for point in state_dict["curve"]]
+        self._history = History(self._observables, _MOST_MATRIX_BYTES)
+        if self._estimator is None:
+            self._restored = state_dict
+        else:
+            self._go_on(self._estimator, state_dict)
 
-    def _make_estimator(self, trainer: pl.Trainer, reference: Reference) -> Estimator:
-        draw = partial(draw_reference, reference, self._num_samples, self._seed, at_most=DEFAULT_NUM_SAMPLES)
+    def _asked(self, schedule: Callable[[int], bool], step: int) -> bool:
+        """What the user's schedule says; one that raises is reported once, and nothing is due."""
+        try:
+            with isolated_rng(seed_from(self._seed, step, _SCHEDULE_STREAM)):
+                return bool(schedule(step))
+        except Exception as error:  # noqa: BLE001  # it is the user's own
+            self._warn_once(f"`schedule` raised {type(error).__name__}: {error}. Training goes on.", "schedule")
+            return False
+
+    def _make_estimator(self, trainer: pl.Trainer, reference: Reference, num_samples: int | None) -> Estimator:
+        at_most = self._num_samples or DEFAULT_NUM_SAMPLES
         estimator = Estimator(
-            share_reference(trainer, draw),
+            share_reference(trainer, partial(draw_reference, reference, num_samples, self._seed, at_most)),
             self._loss_fn,
             self._observables,
-            self._sampler,
+            shortened(self._sampler) if _fast_dev_run(trainer) else self._sampler,
             self._seed,
             self._persistent_chains,
             self._store_chains,
             LightningRanks(trainer) if trainer.world_size > 1 else None,
         )
         if self._restored:
-            estimator.load_state_dict(self._restored["estimator"])
+            self._go_on(estimator, self._restored)
+            self._restored = {}
         return estimator
+
+    def _go_on(self, estimator: Estimator, state_dict: dict[str, Any]) -> None:
+        state = state_dict["estimator"]
+        if state is not None and not estimator.load_state_dict(state):
+            self._watch.mark_break()
+
+    def _open(self, trainer: pl.Trainer, estimator: Estimator) -> None:
+        """Open the sinks, with the settings in force."""
+        if trainer.is_global_zero:
+            for sink in self._sinks if self._sinks is not None else _default_sinks(trainer):
+                if self._safely(sink, "open", trainer.loggers, self._config(estimator)):
+                    self._open_sinks.append(sink)
 
     def _check(self, estimator: Estimator, pl_module: pl.LightningModule) -> None:
         try:
-            estimator.check(pl_module)
-        except LossFnError as error:
-            if self._loss_fn is None:
+            with shown_by_lightning():
+                estimator.check(pl_module)
+        except (LossFnError, RankFailedError, TypeError, ValueError) as error:
+            if self._loss_fn is None or not is_loss_fn_error(error):
                 raise MisconfigurationException(f"SLTMonitor: {error}") from error
             self._warn_once(f"Every measurement will fail until this is mended: {error}")
-        except (TypeError, ValueError) as error:
-            raise MisconfigurationException(f"SLTMonitor: {error}") from error
 
-    def _collect(self, trainer: pl.Trainer, batch: Any) -> None:
-        self._seen.append(map_leaves(_to_cpu, batch))
-        wanted = self._num_samples or DEFAULT_NUM_SAMPLES
-        if trainer.strategy.broadcast(sum(num_rows(seen) for seen in self._seen) >= wanted):
-            self._start_with_seen(trainer)
+    def _collect(self, trainer: pl.Trainer, first: FirstBatches, batch: Any) -> None:
+        """Keep a batch; rank 0's are the reference set of all ranks."""
+        problem = None
+        try:
+            first.add(batch)
+        except Exception as error:  # noqa: BLE001  # whatever a batch is, training can live with it
+            problem = f"{type(error).__name__}: {error}"
+        problem, enough = trainer.strategy.broadcast((problem, first.enough))
+        if problem is not None:
+            self._give_up(problem)
+        elif enough:
+            self._start_with(trainer, first)
 
-    def _start_with_seen(self, trainer: pl.Trainer) -> None:
-        self._estimator = self._make_estimator(trainer, self._seen)
-        self._seen = []
+    def _start_with(self, trainer: pl.Trainer, first: FirstBatches) -> None:
+        """Make a reference set of the batches seen."""
+        self._first_batches = None
+        try:
+            self._estimator = self._make_estimator(trainer, first.batches, None)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._give_up(f"{type(error).__name__}: {error}")
+        if not trainer.strategy.reduce_boolean_decision(self._estimator is not None) or self._estimator is None:
+            self._estimator = None  # where one rank has failed, none measures
+            return
+        if self._num_samples is not None and not first.enough:
+            self._warn_once(
+                f"Expected `num_samples` to be at most the samples of the first epoch, but got {self._num_samples}: "
+                f"measuring on the {len(self._estimator.reference)} that were seen."
+            )
+        self._open(trainer, self._estimator)
 
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log_step: int, on_step: bool) -> None:
+    def _give_up(self, problem: str) -> None:
+        self._first_batches = None
+        self._warn_once(
+            f"The first training batches cannot serve as the reference set ({problem}), so nothing is measured in this "
+            "fit. Training goes on. Give the samples to measure on as `reference`."
+        )
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log_step: int, on_step: bool | None) -> None:
         """Guard, measure, publish. Rank 0 decides; all ranks share the chains, and get rank 0's record."""
         if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or self._estimator is None:
             return
+        self._begun = [trainer.global_step, log_step]
+        with isolated_rng(seed_from(self._seed, trainer.global_step, _PLUGINS_STREAM)):
+            self._measure_and_publish(self._estimator, trainer, pl_module, log_step, on_step)
+
+    def _measure_and_publish(
+        self,
+        estimator: Estimator,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        log_step: int,
+        on_step: bool | None,
+    ) -> None:
         start = time.perf_counter()
-        measurement = trainer.strategy.broadcast(self._attempt(self._estimator, trainer, pl_module))
-        self._remember(measurement)
-        found = self._detect(measurement)
+        measurement = trainer.strategy.broadcast(self._attempt(estimator, trainer, pl_module))
+        self._history.add(measurement)
+        self._begun = None
+        found = self._watch.update(measurement)
         publication = Publication(
             measurement,
             publish_scalars(measurement) | self._watch.scalars(),
@@ -378,34 +517,17 @@ class SLTMonitor(pl.Callback):
             for reaction in self._reactions:
                 self._safely(reaction, "__call__", trainer, pl_module, new.event)
         self._budget.add(max(time.perf_counter() - start - measurement["cost"]["seconds"], 0.0))
-        self._tell_cost(trainer, self._estimator, measurement)
+        self._tell_cost(trainer, estimator, measurement)
 
     def _report(self) -> Report:
-        return Report([*self._before, *self.history], self.stages, self.events, [f.row() for f in self._watch.found])
+        rows = [found.row() for found in self._watch.found]
+        return Report([*self._before, *self.history], self.stages, self.events, rows, self._watch.observable)
 
-    def _remember(self, measurement: Measurement) -> None:
-        """Into the history, where the oldest measurements give up their matrices."""
-        self._heavy.append((len(self.history), sum(matrix.nbytes for matrix in self._matrices(measurement).values())))
-        self.history.append(measurement)
-        while len(self._heavy) > 1 and sum(size for _, size in self._heavy) > _MOST_MATRIX_BYTES:
-            place, _ = self._heavy.popleft()
-            old = self.history[place]
-            matrices = self._matrices(old)
-            results = {
-                key: {name: value for name, value in result.items() if (key, name) not in matrices}
-                for key, result in old.results.items()
-            }
-            self.history[place] = replace(old, results=results)
-
-    def _matrices(self, measurement: Measurement) -> dict[tuple[str, str], torch.Tensor]:
-        """The tensors of two dimensions of observables that show their matrices."""
-        return {
-            (key, name): value
-            for key, result in measurement.results.items()
-            if hasattr(self._observables.get(key), "matrices")
-            for name, value in result.items()
-            if isinstance(value, torch.Tensor) and value.ndim == 2
-        }
+    def _tell_story(self) -> None:
+        self._safely(self._watch, "finish")
+        for sink in self._open_sinks:
+            if hasattr(sink, "finish"):
+                self._safely(sink, "finish", self._report())
 
     def _tell_cost(self, trainer: pl.Trainer, estimator: Estimator, measurement: Measurement) -> None:
         """Once, as soon as there is a measurement and some training to compare it with."""
@@ -423,23 +545,16 @@ class SLTMonitor(pl.Callback):
             stored_bytes=estimator.stored_bytes,
             in_checkpoints=self._checkpoint_chains,
         )
-        rank_zero_info(forecast.line(self._sampler, self._budget.max_overhead))
+        rank_zero_info(forecast.line(estimator.config, self._budget.max_overhead))
 
     def _media(self, measurement: Measurement) -> dict[str, Any]:
         """Pictures and tables; an observable that raises over them is reported once, and its numbers are published."""
         try:
             return publish_media(measurement, self._observables)
         except Exception as error:  # noqa: BLE001  # an observable may be the user's own
-            self._warn_once(f"The pictures could not be made: {type(error).__name__}: {error}. Training goes on.")
+            kind = type(error).__name__
+            self._warn_once(f"The pictures could not be made: {kind}: {error}. Training goes on.", f"pictures {kind}")
             return {}
-
-    def _detect(self, measurement: Measurement) -> list[Found]:
-        """What the detectors make of it; one that raises is reported once, and the measurement is published without."""
-        try:
-            return self._watch.update(measurement)
-        except Exception as error:  # noqa: BLE001  # a detector may be the user's own
-            self._warn_once(f"A detector raised {type(error).__name__}: {error}. Training goes on.")
-            return []
 
     def _goes_ahead(self, trainer: pl.Trainer) -> bool:
         """Whether a due measurement takes place; one that the budget forbids is counted."""
@@ -455,36 +570,46 @@ class SLTMonitor(pl.Callback):
         """Measure, whatever happens, and pay for it."""
         step, start = trainer.global_step, time.perf_counter()
         try:
-            with measurement_progress(trainer, estimator.expected_steps) as advance:
+            with shown_by_lightning(), measurement_progress(trainer, estimator.expected_steps) as advance:
                 measurement = estimator.measure(pl_module, step, on_steps=advance)
         except Exception as error:  # noqa: BLE001  # whatever a measurement meets costs a measurement, not the run
             measurement = estimator.failed(step, f"{type(error).__name__}: {error}", start)
         if measurement.error is not None:
-            self._warn_once(f"The measurement at step {step} failed: {measurement.error}.", measurement.error)
+            kind = measurement.error.partition(":")[0]  # the texts may differ from one to the next
+            self._warn_once(f"The measurement at step {step} failed: {measurement.error}.", kind)
         self._budget.spend(measurement["cost"]["seconds"], measurement["cost"]["sgld_steps"] // trainer.world_size)
-        cost = {**measurement["cost"], "overhead": self._budget.overhead, "skipped": self._budget.skipped}
+        cost = {
+            **measurement["cost"],
+            "overhead": self._budget.overhead,
+            "skipped": self._budget.skipped,
+            "failed": sum(one.failed for one in (*self._before, *self.history, measurement)),
+        }
         return replace(measurement, results={**measurement.results, "cost": cost})
 
-    def _publish(self, publication: Publication, pl_module: pl.LightningModule, on_step: bool) -> None:
-        for key, value in publication.scalars.items():
-            # EarlyStopping would end the run over a NaN; a barebones trainer keeps no metrics.
-            if math.isfinite(value) and not pl_module.trainer.barebones:
-                pl_module.log(
-                    key,
-                    float(value),
-                    prog_bar=key.endswith("/mean"),
-                    logger=False,
-                    on_step=on_step,
-                    on_epoch=not on_step,
-                    batch_size=1,
-                )
+    def _publish(self, publication: Publication, pl_module: pl.LightningModule, on_step: bool | None) -> None:
+        # EarlyStopping would end the run over a NaN.
+        self._unlogged = {key: float(value) for key, value in publication.scalars.items() if math.isfinite(value)}
+        # What Lightning is told before the first batch would come back at the end of every epoch: it waits for a batch.
+        if on_step is not None:
+            self._log_metrics(pl_module, on_step)
         for sink in self._open_sinks:
             self._safely(sink, "publish", publication)
+
+    def _log_metrics(self, pl_module: pl.LightningModule, on_step: bool) -> None:
+        """Into the bar and ``trainer.callback_metrics``, which a barebones trainer has not."""
+        metrics, self._unlogged = self._unlogged, {}
+        if not pl_module.trainer.barebones:
+            for key, value in metrics.items():
+                shown = key.endswith("/mean")
+                pl_module.log(
+                    key, value, prog_bar=shown, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1
+                )
 
     def _safely(self, plugin: Any, method: str, *arguments: Any) -> bool:
         """Call a sink or a reaction; one that raises is reported once and costs what it was given."""
         try:
-            getattr(plugin, method)(*arguments)
+            with isolated_rng(seed_from(self._seed, self._trigger.last_step, _PLUGINS_STREAM)):
+                getattr(plugin, method)(*arguments)
         except Exception as error:  # noqa: BLE001  # a full disk or a finished W&B run must not end training
             name = getattr(plugin, "__name__", type(plugin).__name__)
             self._warn_once(
@@ -503,36 +628,18 @@ class SLTMonitor(pl.Callback):
             self._warned.add(reason or message)
             rank_zero_warn(message, category=UserWarning)
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, estimator: Estimator) -> dict[str, Any]:
         """The settings, in builtins, for the run's config."""
-        estimator = self._estimator
         return {
             "observables": sorted(self._observables),
-            "sampler": _builtins(self._sampler),
-            "nbeta": estimator.nbeta if estimator else self._sampler.nbeta,
-            "num_samples": len(estimator.reference) if estimator else self._num_samples or DEFAULT_NUM_SAMPLES,
+            "sampler": as_builtins(estimator.config),
+            "nbeta": estimator.nbeta,
+            "num_samples": len(estimator.reference),
             "persistent_chains": self._persistent_chains,
             "max_overhead": self._budget.max_overhead,
+            "detectors": self._watch.settings(),
             "seed": self._seed,
         }
-
-
-def _checked_sampler(sampler: SamplerConfig | None) -> SamplerConfig:
-    if sampler is None:
-        return SamplerConfig()
-    if not isinstance(sampler, SamplerConfig):
-        raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {sampler!r}.")
-    return sampler
-
-
-def _checked_reactions(reactions: Sequence[Reaction]) -> list[Reaction]:
-    for reaction in reactions:
-        if not callable(reaction) or isinstance(reaction, type):
-            raise TypeError(
-                "Expected `on_event` to hold functions (trainer, pl_module, event), such as Alert(), but got "
-                f"{reaction!r}."
-            )
-    return list(reactions)
 
 
 def _default_sinks(trainer: pl.Trainer) -> list[Sink]:
@@ -542,42 +649,5 @@ def _default_sinks(trainer: pl.Trainer) -> list[Sink]:
     return [*sinks, FileSink(None if trainer.loggers else Path(trainer.default_root_dir) / PREFIX)]
 
 
-def _checked_sinks(sinks: Sequence[Sink] | None) -> list[Sink] | None:
-    for sink in sinks or ():
-        if not isinstance(sink, Sink) or isinstance(sink, type):
-            raise TypeError(f"Expected `sinks` to hold objects with `open`, `publish` and `close`, but got {sink!r}.")
-    return None if sinks is None else list(sinks)
-
-
 def _fast_dev_run(trainer: pl.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside the class, unseen by mypy
-
-
-def _shortened(sampler: SamplerConfig) -> SamplerConfig:
-    """Enough to run every line once."""
-    return replace(
-        sampler,
-        num_chains=min(sampler.num_chains, 2),
-        num_draws=min(sampler.num_draws, 2),
-        num_burnin_steps=min(sampler.num_burnin_steps, 1),
-    )
-
-
-def _to_cpu(leaf: Any) -> Any:
-    return leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _nested(scalars: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """``{"llc/mean": 1.0}`` as ``{"llc": {"mean": 1.0}}``."""
-    results: dict[str, dict[str, float]] = {}
-    for key, value in scalars.items():
-        observable, _, name = key.partition("/")
-        results.setdefault(observable, {})[name] = value
-    return results
-
-
-def _builtins(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _builtins(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"name": type(value).__name__, **fields}
-    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

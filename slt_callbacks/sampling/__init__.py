@@ -5,11 +5,11 @@ from slt_callbacks.sampling.chains import Chain, Draw, Engine, Sampler, Sequenti
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.dynamics import SGLD, Dynamics, RMSPropSGLD, resolve_step_size
+from slt_callbacks.sampling.engines import SHORTEST_RACE, EngineChoice, is_worth_it, time_ratio
 from slt_callbacks.sampling.fork import Fork
 from slt_callbacks.sampling.loss import LossFn, LossFnError, check_loss, losses_of, resolve_loss
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior, default_nbeta
-from slt_callbacks.sampling.race import SHORTEST_RACE, is_worth_it, time_ratio
 from slt_callbacks.sampling.ranks import Alone, Exchange, RankFailedError, Ranks, is_out_of_memory
 from slt_callbacks.sampling.reference import DEFAULT_NUM_SAMPLES, Reference, ReferenceSet, draw_reference
 from slt_callbacks.sampling.rng import generator, isolated_rng, seed_from
@@ -25,6 +25,7 @@ __all__ = [
     "Draw",
     "Dynamics",
     "Engine",
+    "EngineChoice",
     "Exchange",
     "Fork",
     "LocalPosterior",

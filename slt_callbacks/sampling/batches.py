@@ -79,22 +79,37 @@ def take_rows(batch: Batch, rows: torch.Tensor, size: int) -> Batch:
 
     Args:
         batch: A collated batch.
-        rows: Indices, int64, shape ``(B,)``, on the device of the batch.
+        rows: Indices, int64, shape ``(B,)``, on the CPU: from a GPU the host would have to wait for them.
         size: Number of samples in `batch`.
 
     Example:
         >>> take_rows({"x": torch.tensor([5, 6, 7]), "name": ["a", "b", "c"]}, torch.tensor([2, 0]), size=3)
         {'x': tensor([7, 5]), 'name': ['c', 'a']}
     """
+    moved: dict[torch.device, torch.Tensor] = {}
 
     def take(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size:
-            return leaf.index_select(0, rows)
-        if _is_strings(leaf) and len(leaf) == size:
+        if not has_rows(leaf, size):
+            return leaf
+        if not isinstance(leaf, torch.Tensor):
             return [leaf[row] for row in rows.tolist()]
-        return leaf
+        if leaf.device not in moved:
+            moved[leaf.device] = rows.to(leaf.device, non_blocking=True)
+        return leaf.index_select(0, moved[leaf.device])
 
     return map_leaves(take, batch)
+
+
+def has_rows(leaf: Any, size: int) -> bool:
+    """Whether a leaf of a batch of `size` samples holds something for each of them.
+
+    Example:
+        >>> has_rows(torch.zeros(3, 2), 3), has_rows(["a", "b", "c"], 3), has_rows(torch.zeros(5), 3), has_rows(3, 3)
+        (True, True, False, False)
+    """
+    if isinstance(leaf, torch.Tensor):
+        return leaf.ndim > 0 and leaf.shape[0] == size
+    return _is_strings(leaf) and len(leaf) == size
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

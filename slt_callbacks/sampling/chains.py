@@ -278,13 +278,23 @@ def warm_round(config: SamplerConfig) -> int:
     return min(most, max(most // _WARM_ROUNDS, _SHORTEST_ROUND))
 
 
-def make_chains(config: SamplerConfig, device: torch.device, seed: int, step: int) -> list[Chain]:
-    """Cold chains with generators of their own, seeded from (seed, training step of the fork, chain)."""
+def make_chains(
+    config: SamplerConfig, device: torch.device, seed: int, step: int, past: Mapping[int, int] | None = None
+) -> list[Chain]:
+    """Cold chains with generators of their own, seeded from (seed, training step of the fork, chain).
+
+    Args:
+        config: Says how many.
+        device: Of the fork.
+        seed: Of the run.
+        step: Training step of the fork.
+        past: By chain, SGLD steps of those that will go on. It is part of their seed: the noise that has brought a
+            chain where it is would, given once more at the same training step, carry it away.
+    """
+    keys = [
+        (seed, step, index, *((past[index],) if past and index in past else ())) for index in range(config.num_chains)
+    ]
     return [
-        Chain(
-            index,
-            generator(device, seed, step, index, _NOISE_STREAM),
-            generator(torch.device("cpu"), seed, step, index, _MINIBATCH_STREAM),
-        )
-        for index in range(config.num_chains)
+        Chain(index, generator(device, *key, _NOISE_STREAM), generator(torch.device("cpu"), *key, _MINIBATCH_STREAM))
+        for index, key in enumerate(keys)
     ]

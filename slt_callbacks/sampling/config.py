@@ -32,10 +32,16 @@ class SamplerConfig:
             information says why); "auto": at the first measurement a few steps of each decide, for the whole run, where
             chains of 100 steps or more make that worth it. The draws agree to float tolerance: for the same bits on
             every machine, name an engine.
+        compile: Whether `torch.compile` makes one program of the vectorized engine's forward and backward pass, once
+            a run. It takes a C++ compiler or a GPU and up to a minute of the first measurement, and pays for itself
+            over many of them; what cannot be compiled runs as it is, and a line of information says so.
 
     Raises:
         TypeError: If `dynamics` has no `init` and `step`.
         ValueError: If a number is outside its range.
+
+    Source: the settings of algorithm 1 of Lau et al. (arXiv 2308.12108); what each does to the estimate: Hitchcock &
+    Hoogland (arXiv 2507.21449).
 
     Example:
         >>> SamplerConfig(num_chains=2, num_draws=10, num_burnin_steps=5).num_steps
@@ -52,6 +58,7 @@ class SamplerConfig:
     batch_size: int | None = None
     block_size: int | None = None
     engine: Literal["auto", "sequential", "vectorized"] = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics) or isinstance(self.dynamics, type):
@@ -69,6 +76,12 @@ class SamplerConfig:
             _check_weight(name, getattr(self, name))
         if self.engine not in ENGINES:
             raise ValueError(f"Expected `engine` to be one of {ENGINES}, but got {self.engine!r}.")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"Expected `compile` to be True or False, but got {self.compile!r}.")
+        if self.compile and self.engine == "sequential":
+            raise ValueError(
+                'Expected `engine` to be "vectorized" or "auto" with `compile=True`, but got "sequential".'
+            )
 
     @property
     def num_steps(self) -> int:

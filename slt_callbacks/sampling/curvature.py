@@ -36,6 +36,24 @@ def largest_curvature(
 
     Returns:
         k_max, in inverse squared units of the weights, NaN where the gradient is not finite; its direction ``(P,)``.
+
+    Source: LeCun, Simard & Pearlmutter 1993, "Automatic learning rate maximization by on-line estimation of the
+    Hessian's eigenvectors": power iteration on differences of gradients. The distance and the central difference are
+    ours.
+
+    Example:
+        >>> from slt_callbacks.sampling import draw_reference
+        >>> class Weights(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.w = torch.nn.Parameter(torch.zeros(2))
+        >>> def loss_fn(module, batch):  # curvatures 1 and 3
+        ...     return (0.5 * module.w[0] ** 2 + 1.5 * module.w[1] ** 2).expand(len(batch))
+        >>> objective = Objective(Fork(Weights()), loss_fn, draw_reference([torch.zeros(4, 1)]))
+        >>> posterior = LocalPosterior(nbeta=10.0, localization=5.0)
+        >>> found, direction = largest_curvature(objective, posterior, torch.Generator().manual_seed(0))
+        >>> round(found, 2)  # 10 * 3 + 5
+        35.0
     """
     fork = objective.fork
     places = next(objective.minibatches(torch.Generator().manual_seed(0)))

@@ -49,6 +49,9 @@ class Fork:
 
     Args:
         module: Any module whose parameters exist. It must not be trained while the fork is in use.
+        share_frozen: False gives the fork frozen parameters of its own, put back by `reset` like the buffers, for code
+            that may write into them, as a training step does that keeps a running average. It costs their size, which
+            in a model with low-rank adapters is nearly all of it.
 
     Attributes:
         module: The copy; its trainable parameters are views of `position`.
@@ -69,7 +72,7 @@ class Fork:
         ([[0.0, 0.0]], True)
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, share_frozen: bool = True) -> None:
         live = _trainable(module)
         self.dtype = torch.float64 if any(parameter.dtype == torch.float64 for parameter in live) else torch.float32
         self.device = live[0].device
@@ -82,7 +85,14 @@ class Fork:
             self.parameters.append(nn.Parameter(view))
             start += parameter.numel()
         self.pieces = _pieces([parameter.numel() for parameter in live], self.device.type)
-        self.module = _copy_module(module, dict(zip(map(id, live), self.parameters, strict=True)), self._convert)
+        replaced = dict(zip(map(id, live), self.parameters, strict=True))
+        self._frozen: list[tuple[torch.Tensor, torch.Tensor]] = []  # the fork's own, and the live one
+        for parameter in () if share_frozen else module.parameters():
+            if not parameter.requires_grad:
+                own = nn.Parameter(self._convert(parameter).clone(), requires_grad=False)
+                self._frozen.append((own, parameter.detach()))
+                replaced[id(parameter)] = own
+        self.module = _copy_module(module, replaced, self._convert)
         self._buffers = [
             (owner, name, buffer.clone())
             for owner in self.module.modules()
@@ -97,12 +107,14 @@ class Fork:
 
     @torch.no_grad()
     def reset(self, displacement: torch.Tensor | None = None) -> None:
-        """Back to the anchor, plus `displacement` ``(P,)`` where one is given; buffers as they were at the fork."""
+        """Back to the anchor, plus `displacement` ``(P,)`` where one is given; all else as it was at the fork."""
         torch._foreach_copy_(torch.split(self.position, [len(part) for part in self.anchor]), self.anchor)
         if displacement is not None:
             self.position.add_(displacement.to(self.device))
         for owner, name, buffer in self._buffers:
             owner._buffers[name] = buffer.clone()
+        for own, frozen in self._frozen:
+            own.copy_(frozen)
 
     def buffers(self) -> list[torch.Tensor]:
         """The buffers as they were at the fork, those of the modules one after the other."""

@@ -39,9 +39,8 @@ def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
         >>> resolve_loss(None, net)(net, torch.zeros(3, 2)).shape
         torch.Size([3])
     """
+    check_loss_fn(loss_fn)
     if loss_fn is not None:
-        if not callable(loss_fn):
-            raise TypeError(f"Expected `loss_fn` to be a function (module, batch) -> losses, but got {loss_fn!r}.")
         return loss_fn
     if callable(getattr(module, "per_sample_loss", None)):
         return _per_sample_method
@@ -55,6 +54,16 @@ def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
     )
 
 
+def check_loss_fn(loss_fn: Any) -> None:
+    """Refuse what cannot be a loss function.
+
+    Raises:
+        TypeError: If it is neither None nor callable.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"Expected `loss_fn` to be a function (module, batch) -> losses, but got {loss_fn!r}.")
+
+
 def losses_of(loss_fn: LossFn, module: nn.Module, batch: Batch, size: int) -> torch.Tensor:
     """Losses of one batch: shape ``(size,)``, or ``()`` where `loss_fn` gives only the mean.
 
@@ -62,10 +71,11 @@ def losses_of(loss_fn: LossFn, module: nn.Module, batch: Batch, size: int) -> to
         TypeError: If `loss_fn` does not return a real floating-point tensor.
         ValueError: If its shape is none of ``(size,)``, ``(size, T)``, ``()``.
     """
-    return _as_losses(loss_fn(module, batch), size)
+    return as_losses(loss_fn(module, batch), size)
 
 
-def _as_losses(losses: Any, size: int) -> torch.Tensor:
+def as_losses(losses: Any, size: int) -> torch.Tensor:
+    """What a loss function returned for `size` samples, brought to the form of `losses_of`; the errors are the same."""
     if not isinstance(losses, torch.Tensor):
         raise TypeError(
             f"Expected `loss_fn` to return a tensor of losses, but got {type(losses).__name__}: return the tensor "
@@ -111,7 +121,7 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
     except Exception as error:
         hint = "" if loss_fn is not _training_step else " Pass `loss_fn` instead of relying on `training_step`."
         raise LossFnError(f"`loss_fn` raised {type(error).__name__} on {describe(batch)}: {error}.{hint}") from error
-    losses = _as_losses(returned, size)
+    losses = as_losses(returned, size)
     if [leaf._version for leaf in tensors] != versions:
         raise ValueError(
             f"Expected `loss_fn` to leave its batch as it is, but it changed {describe(batch)} in place: clone the "

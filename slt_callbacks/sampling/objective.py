@@ -10,6 +10,7 @@ from slt_callbacks.sampling.batches import Batch
 from slt_callbacks.sampling.fork import Fork
 from slt_callbacks.sampling.loss import LossFn, losses_of
 from slt_callbacks.sampling.reference import ReferenceSet
+from slt_callbacks.sampling.singles import Singles
 
 
 class Objective:
@@ -22,6 +23,7 @@ class Objective:
         per_sample: Whether `loss_fn` gives one loss a sample, as `check_loss` found.
         batch_size: Samples in a minibatch; None for the whole set.
         block_size: Most samples in one forward pass; None for no limit.
+        singles_at_once: Without `per_sample`: as `Singles` takes it.
 
     Attributes:
         at_fork: Losses at w*, filled by `measure_fork`: one a sample ``(N,)``; for scalar losses one a minibatch
@@ -39,10 +41,10 @@ class Objective:
         per_sample: bool = True,
         batch_size: int | None = None,
         block_size: int | None = None,
+        singles_at_once: bool = False,
     ) -> None:
         size = len(reference)
-        if batch_size is not None and batch_size > size:
-            raise ValueError(f"Expected `batch_size` to be at most the {size} reference samples, but got {batch_size}.")
+        check_batch_size(batch_size, size)
         if batch_size is not None and not per_sample and size % batch_size:
             raise ValueError(
                 f"Expected `num_samples` to be a multiple of `batch_size` where `loss_fn` returns a scalar, but got "
@@ -55,6 +57,7 @@ class Objective:
         self.loss_fn = loss_fn
         self._reference = reference.to(fork.device, fork.dtype)
         self._block_size = block_size
+        self._singles = Singles(loss_fn, fork.module, singles_at_once)
 
     def __len__(self) -> int:
         """Number of reference samples N."""
@@ -81,14 +84,11 @@ class Objective:
         return self._joined([(losses.detach(), where) for losses, where in self._forward(places)], places)
 
     @torch.no_grad()
-    def sample_losses(self) -> torch.Tensor:
-        """One loss a sample, ``(N,)``; a loss function that gives a mean only is asked about batches of one."""
+    def sample_losses(self, places: torch.Tensor | None = None) -> torch.Tensor:
+        """One loss a sample, ``(B,)``; a loss function that gives a mean only is asked about batches of one."""
         if self.per_sample:
-            return self.losses()
-        batches = self._reference.batches(None, limit=1)
-        single = [losses_of(self.loss_fn, self.fork.module, batch, 1).mean() for batch, _ in batches]
-        order = torch.cat([where for _, where in batches]).argsort()
-        return torch.stack(single)[order.to(self.fork.device)]
+            return self.losses(places)
+        return self._in_order([(self._singles(batch, len(where)), where) for batch, where in self.batches(places)])
 
     def losses_and_gradient(self, places: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Losses at the present position and the gradient of their mean.
@@ -157,7 +157,23 @@ class Objective:
         total = len(self) if places is None else len(places)
         if not self.per_sample:
             return torch.stack([losses.mean() * (len(where) / total) for losses, where in parts]).sum()
+        return self._in_order(parts)
+
+    def _in_order(self, parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Losses of several batches as one tensor, in the order of their samples."""
         if len(parts) == 1:
             return parts[0][0]
         order = torch.cat([where for _, where in parts]).argsort()
-        return torch.cat([losses for losses, _ in parts])[order.to(self.fork.device)]
+        return torch.cat([losses for losses, _ in parts])[order.to(self.fork.device, non_blocking=True)]
+
+
+def check_batch_size(batch_size: int | None, num_samples: int) -> None:
+    """Refuse minibatches larger than the reference set.
+
+    Raises:
+        ValueError: If so.
+    """
+    if batch_size is not None and batch_size > num_samples:
+        raise ValueError(
+            f"Expected `batch_size` to be at most the {num_samples} reference samples, but got {batch_size}."
+        )

@@ -47,6 +47,9 @@ class LocalPosterior:
 def default_nbeta(num_samples: int) -> float:
     """``n / ln n``, Watanabe's inverse temperature 1 / ln n times the size n of the reference set.
 
+    Raises:
+        ValueError: If there are fewer than 2 samples: 1 has no n / ln n.
+
     Source: Watanabe 2013, "A widely applicable Bayesian information criterion", section 3.
 
     Example:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from slt_callbacks.sampling.loss import LossFnError
 
 
 class Ranks(Protocol):
@@ -35,16 +38,36 @@ class Alone:
         return [value]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What a rank tells the others of its error, which itself may be such that no process can send it.
+
+    Attributes:
+        message: Its type and text.
+        out_of_memory: As `is_out_of_memory` says.
+        in_loss_fn: As `is_loss_fn_error` says.
+    """
+
+    message: str
+    out_of_memory: bool
+    in_loss_fn: bool
+
+
 class RankFailedError(RuntimeError):
     """A measurement failed on one rank or more, and therefore on all.
 
+    Args:
+        failures: Of the ranks that failed.
+
     Attributes:
         out_of_memory: Whether lack of memory is all that went wrong.
+        in_loss_fn: Whether a loss function that raised while it was tried is all that went wrong.
     """
 
-    def __init__(self, errors: dict[int, tuple[str, bool]]) -> None:
-        super().__init__("; ".join(f"rank {rank}: {message}" for rank, (message, _) in errors.items()))
-        self.out_of_memory = all(memory for _, memory in errors.values())
+    def __init__(self, failures: Mapping[int, Failure]) -> None:
+        super().__init__("; ".join(f"rank {rank}: {failure.message}" for rank, failure in failures.items()))
+        self.out_of_memory = all(failure.out_of_memory for failure in failures.values())
+        self.in_loss_fn = all(failure.in_loss_fn for failure in failures.values())
 
 
 class Exchange:
@@ -93,17 +116,18 @@ class Exchange:
             raise
         except Exception as error:
             if self.size > 1:
-                self._told((f"{type(error).__name__}: {error}", is_out_of_memory(error)), None)
+                message = f"{type(error).__name__}: {error}"
+                self._told(Failure(message, is_out_of_memory(error), is_loss_fn_error(error)), None)
             raise
         self.gather(None)
 
-    def _told(self, error: tuple[str, bool] | None, value: Any) -> list[Any]:
+    def _told(self, failure: Failure | None, value: Any) -> list[Any]:
         if self.size == 1:
             return [value]
-        answers = self._ranks.gather((error, value))
-        errors = {rank: failure for rank, (failure, _) in enumerate(answers) if failure is not None}
-        if errors:
-            raise RankFailedError(errors)
+        answers = self._ranks.gather((failure, value))
+        failures = {rank: told for rank, (told, _) in enumerate(answers) if told is not None}
+        if failures:
+            raise RankFailedError(failures)
         return [given for _, given in answers]
 
 
@@ -120,3 +144,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # PyTorch's CPU allocator raises a plain RuntimeError.
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def is_loss_fn_error(error: BaseException) -> bool:
+    """Whether the user's loss function raised while it was tried, here or on another rank.
+
+    Example:
+        >>> is_loss_fn_error(LossFnError("no such column")), is_loss_fn_error(ValueError("shape"))
+        (True, False)
+    """
+    return isinstance(error, LossFnError) or (isinstance(error, RankFailedError) and error.in_loss_fn)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -79,6 +81,19 @@ class ReferenceSet:
             self.source_size,
         )
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells other samples from these: a checksum of their tensors and strings, and of their rows in the data."""
+        checksum = zlib.crc32(repr((self.source_size, self.indices.tolist())).encode())
+        for group in self._groups:
+            for leaf in leaves(group.batch):
+                checksum = zlib.crc32(_content(leaf), checksum)
+        return f"{checksum:08x}"
+
+    def few_of_each(self, limit: int) -> torch.Tensor:
+        """Places of the first `limit` samples of every shape, int64, on the CPU."""
+        return torch.cat([group.places[:limit] for group in self._groups])
+
     def batches(self, places: torch.Tensor | None = None, limit: int | None = None) -> list[tuple[Batch, torch.Tensor]]:
         """The samples at `places` as batches that a module can take.
 
@@ -103,8 +118,7 @@ class ReferenceSet:
         if rows is None and part.stop - part.start == group.size:
             return map_leaves(lambda leaf: leaf, group.batch)  # a new container around the same tensors
         wanted = (torch.arange(group.size) if rows is None else rows)[part]
-        device = next((leaf.device for leaf in leaves(group.batch) if isinstance(leaf, torch.Tensor)), wanted.device)
-        return take_rows(group.batch, wanted.to(device, non_blocking=True), group.size)
+        return take_rows(group.batch, wanted, group.size)
 
 
 def draw_reference(
@@ -120,7 +134,7 @@ def draw_reference(
         at_most: Without `num_samples`: so many, or all where there are fewer.
 
     Raises:
-        TypeError: If `source` is none of the above.
+        TypeError: If `source` is none of the above, or `seed` no integer.
         ValueError: If there are fewer samples than asked for, none at all, or one that is not finite.
 
     Example:
@@ -128,10 +142,8 @@ def draw_reference(
         >>> len(reference), reference.batches()[0][0].equal(reference.indices.float())
         (4, True)
     """
-    if num_samples is not None and (
-        isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1
-    ):
-        raise ValueError(f"Expected `num_samples` to be a positive integer or None, but got {num_samples!r}.")
+    check_num_samples(num_samples)
+    check_seed(seed)
     # Out of inference mode: its tensors cannot be saved for a backward pass.
     with torch.inference_mode(False), isolated_rng(seed_from(seed, _AUGMENTATION_STREAM)):
         if callable(source) and not isinstance(source, (Dataset, DataLoader)):
@@ -143,6 +155,27 @@ def draw_reference(
         )
     _check_finite(reference)
     return reference
+
+
+def check_num_samples(num_samples: Any) -> None:
+    """Refuse what cannot be a number of samples.
+
+    Raises:
+        ValueError: If it is neither a positive integer nor None.
+    """
+    number = isinstance(num_samples, int) and not isinstance(num_samples, bool)
+    if num_samples is not None and not (number and num_samples > 0):
+        raise ValueError(f"Expected `num_samples` to be a positive integer or None, but got {num_samples!r}.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what cannot seed a generator.
+
+    Raises:
+        TypeError: If it is no integer.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"Expected `seed` to be an integer, but got {seed!r}.")
 
 
 def _from_source(source: Any, limit: int | None, seed: int) -> ReferenceSet:
@@ -212,8 +245,7 @@ def _from_batches(batches: list[Batch], limit: int | None, seed: int, whole: boo
     for batch, size in zip(batches, sizes, strict=True):
         inside = ((chosen >= start) & (chosen < start + size)).nonzero().flatten()
         if len(inside):
-            device = next(leaf.device for leaf in leaves(batch) if isinstance(leaf, torch.Tensor))
-            part = take_rows(batch, (chosen[inside] - start).to(device), size)
+            part = take_rows(batch, chosen[inside] - start, size)
             columns.setdefault(signature(part), []).append((part, inside))
         start += size
     groups = [
@@ -254,6 +286,14 @@ def _check_finite(reference: ReferenceSet) -> None:
 def _parts(size: int, limit: int | None) -> list[slice]:
     step = limit or max(size, 1)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _content(leaf: Any) -> Any:
+    """The bytes of a leaf."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
+    known = isinstance(leaf, (str, int, float, list, tuple))
+    return repr(leaf).encode() if known else b""  # of another object it may show the address
 
 
 def _floating(batch: Batch) -> Iterator[torch.Tensor]:

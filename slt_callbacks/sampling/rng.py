@@ -24,7 +24,14 @@ def seed_from(*key: int) -> int:
 
 
 def generator(device: torch.device, *key: int) -> torch.Generator:
-    """A private generator on `device`, seeded by `seed_from`."""
+    """A private generator on `device`, seeded by `seed_from`.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> first, again, other = (torch.rand(3, generator=generator(cpu, *key)) for key in ((0, 1), (0, 1), (1, 0)))
+        >>> bool((first == again).all()), bool((first == other).any())
+        (True, False)
+    """
     return torch.Generator(device=device).manual_seed(seed_from(*key))
 
 

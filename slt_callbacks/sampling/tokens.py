@@ -15,10 +15,10 @@ class TokenObjective(Objective):
     """
 
     @torch.no_grad()
-    def sample_losses(self) -> torch.Tensor:
-        """One loss a token, ``(N * T,)``, sample by sample."""
+    def sample_losses(self, places: torch.Tensor | None = None) -> torch.Tensor:
+        """One loss a token, ``(B * T,)``, sample by sample."""
         parts = []
-        for batch, where in self._reference.batches(None, self._block_size):
+        for batch, where in self.batches(places):
             losses = self.loss_fn(self.fork.module, batch)
             if losses.ndim != 2 or len(losses) != len(where):
                 raise ValueError(
@@ -28,5 +28,4 @@ class TokenObjective(Objective):
             parts.append((losses, where))
         if len({losses.shape[1] for losses, _ in parts}) > 1:
             raise ValueError("Expected samples of one length for `per_token=True`, but got several: pad them.")
-        order = torch.cat([where for _, where in parts]).argsort()
-        return torch.cat([losses for losses, _ in parts])[order.to(self.fork.device)].flatten()
+        return self._in_order(parts).flatten()

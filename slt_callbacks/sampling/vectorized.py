@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from slt_callbacks.sampling.loss import losses_of
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior
 
+Program = Callable[["LossesAt", torch.Tensor, Batch, int | None, float, int], tuple[torch.Tensor, torch.Tensor]]
+"""What `chain_gradients` is, as it stands or compiled."""
+
 
 class VectorizedEngine:
     """Steps all chains of a group in one program: faster where one step is too small to keep the device busy.
@@ -29,6 +32,8 @@ class VectorizedEngine:
         objective: The losses; its fork lends its structure, buffers and anchor.
         dynamics: How the chains move, with a number for its step size.
         posterior: The target.
+        program: `chain_gradients`, or what `torch.compile` made of it: it takes the module as an argument, so one
+            program serves the forks of a whole run.
 
     Raises:
         RuntimeError: From `try_step`, where the module cannot be batched.
@@ -41,19 +46,27 @@ class VectorizedEngine:
         >>> VectorizedEngine(objective, SGLD(1e-3), LocalPosterior(nbeta=1.0, localization=1.0)).try_step()
     """
 
-    def __init__(self, objective: Objective, dynamics: Dynamics, posterior: LocalPosterior) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        dynamics: Dynamics,
+        posterior: LocalPosterior,
+        program: Program | None = None,
+    ) -> None:
         self.objective = objective
         self._dynamics = dynamics
         self._posterior = posterior
+        self._program = chain_gradients if program is None else program
+        self._losses_at = LossesAt(objective)
         self._positions = torch.empty(0)
 
-    def try_step(self) -> None:
-        """Take the gradient of two chains at w*, to learn whether the module can be batched at all."""
+    def try_step(self, num_chains: int = 2) -> None:
+        """Take the gradient of a few chains at w*, to learn whether the module can be batched, or compiled, at all."""
         fork = self.objective.fork
         fork.reset()
-        self._positions = fork.position.expand(2, -1).clone()
+        self._positions = fork.position.expand(num_chains, -1).clone()
         batches = self.objective.minibatches(torch.Generator().manual_seed(0))
-        self._losses_and_gradients([next(batches), next(batches)])
+        self._losses_and_gradients([next(batches) for _ in range(num_chains)])
 
     def groups(self, chains: Sequence[Chain]) -> list[list[Chain]]:
         """Chains with the same past together: those that start afresh apart from those that go on."""
@@ -106,21 +119,15 @@ class VectorizedEngine:
 
     def _losses_and_gradients(self, places: list[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses ``(C, B)``, or ``(C,)`` where they come as a mean, and gradients of their means ``(C, P)``."""
-        objective, loss_at = self.objective, _LossAt(self.objective)
-        total = len(objective) if places[0] is None else len(places[0])
+        total = len(self.objective) if places[0] is None else len(places[0])
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         gradients = torch.zeros_like(self._positions)
         for batch, where, axis in self._batches(places):
-            share, size = len(where) / total, len(where)
-
-            def mean(position: torch.Tensor, batch: Batch, share: float = share, size: int = size) -> Any:
-                losses = loss_at(position, batch, size)
-                return losses.mean() * share, losses.detach()
-
+            share = len(where) / total
             with warnings.catch_warnings():
                 # An operation without a batching rule is slow, which the race between the engines has seen.
                 warnings.filterwarnings("ignore", message="There is a performance drop")
-                gradient, losses = vmap(grad(mean, has_aux=True), in_dims=(0, axis))(self._positions, batch)
+                gradient, losses = self._program(self._losses_at, self._positions, batch, axis, share, len(where))
             gradients += gradient.detach()
             parts.append((losses.detach(), where))
         return self._joined(parts, total), gradients
@@ -131,7 +138,7 @@ class VectorizedEngine:
             return torch.stack([s * (len(w) / total) for s, (_, w) in zip(shares, parts, strict=True)]).sum(0)
         if len(parts) == 1:
             return parts[0][0]
-        order = torch.cat([where for _, where in parts]).argsort().to(self._positions.device)
+        order = torch.cat([where for _, where in parts]).argsort().to(self._positions.device, non_blocking=True)
         return torch.cat([losses for losses, _ in parts], dim=1)[:, order]
 
     def _batches(self, places: list[torch.Tensor | None]) -> Iterator[tuple[Batch, torch.Tensor, int | None]]:
@@ -181,7 +188,34 @@ class VectorizedEngine:
             chain.sgld_step += 1
 
 
-class _LossAt:
+def chain_gradients(
+    losses_at: LossesAt, positions: torch.Tensor, batch: Batch, chain_axis: int | None, share: float, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients and losses of all chains in one program.
+
+    Args:
+        losses_at: The losses as a function of one position.
+        positions: ``(C, P)``.
+        batch: The samples.
+        chain_axis: Dimension of the batch's tensors that goes over chains; None where the chains share the batch.
+        share: Weight of the batch's mean loss.
+        size: Samples of a chain in the batch, B.
+
+    Returns:
+        Gradients of ``share`` times the mean loss, ``(C, P)``, and the losses, ``(C, B)``, ``(C, B, T)`` or ``(C,)``.
+    """
+
+    def weighted_mean(position: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = losses_at(position, batch, size)
+        return losses.mean() * share, losses.detach()
+
+    found: tuple[torch.Tensor, torch.Tensor] = vmap(grad(weighted_mean, has_aux=True), in_dims=(0, chain_axis))(
+        positions, batch
+    )
+    return found
+
+
+class LossesAt:
     """The losses of a fork as a function of its flat position, which is what `torch.func` differentiates."""
 
     def __init__(self, objective: Objective) -> None:
@@ -191,6 +225,7 @@ class _LossAt:
         self._shapes = [parameter.shape for _, parameter in trainable]
 
     def __call__(self, position: torch.Tensor, batch: Batch, size: int) -> torch.Tensor:
+        """Losses of the `size` samples of `batch` at `position` ``(P,)``, as `losses_of` gives them."""
         parts = torch.split(position, [shape.numel() for shape in self._shapes])
         parameters = {n: part.view(s) for n, part, s in zip(self._names, parts, self._shapes, strict=True)}
         losses: torch.Tensor = functional_call(self._holder, parameters, (batch, size))

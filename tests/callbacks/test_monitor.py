@@ -1,5 +1,8 @@
 import csv
+import dataclasses
+import logging
 import math
+import re
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +13,14 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import CSVLogger
+from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slt_callbacks import LLC, SGLD, Estimator, MemorySink, SamplerConfig, SLTMonitor
+from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, MemorySink, SamplerConfig, SLTMonitor
+from slt_callbacks.callbacks.monitor import _MOST_MATRIX_BYTES
 from slt_callbacks.sampling import draw_reference
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
@@ -87,6 +93,13 @@ class TestWhen:
         assert steps(watched) == [1]
         assert watched.history[0]["cost"]["sgld_steps"] <= 10
 
+    def test_a_real_run_after_a_fast_dev_run_samples_as_it_was_told(self) -> None:
+        watched = monitor()
+        fit(watched, fast_dev_run=True, max_steps=-1)
+        assert watched.history[0]["cost"]["sgld_steps"] < 2 * QUICK.num_steps
+        fit(watched, max_steps=2)
+        assert watched.history[-1]["cost"]["sgld_steps"] == 2 * QUICK.num_steps
+
     def test_measurements_beyond_the_budget_are_skipped_and_counted(self) -> None:
         watched = monitor(every_n_train_steps=1, max_overhead=1e-9)
         trainer = fit(watched, max_steps=5)
@@ -147,6 +160,185 @@ class TestSameAsEstimate:
         assert warm.history[1]["cost"]["sgld_steps"] < cold.history[1]["cost"]["sgld_steps"]
 
 
+class TestOneFitAfterTheOther:
+    @pytest.mark.parametrize("reference", ["data", None])
+    def test_a_fit_from_scratch_is_a_run_of_its_own(self, reference: Any) -> None:
+        def numbers() -> list[dict[str, float]]:
+            return [
+                {key: value for key, value in one.scalars().items() if key.startswith("llc")} for one in watched.history
+            ]
+
+        watched = monitor(reference, schedule=lambda step: step in (0, 2, 4), num_samples=16)
+        fit(watched)
+        first, found, before = steps(watched), numbers(), watched.history
+        fit(watched)
+        assert steps(watched) == first == [0, 2, 4][reference is None :]
+        assert numbers() == found, "the same training, measured with the same random numbers"
+        assert watched.history is not before
+        assert len(watched.state_dict()["curve"]) == len(first)
+
+    def test_events_and_detectors_of_the_first_run_are_not_the_second_s(self) -> None:
+        class Counts:
+            count = 0
+
+            def update(self, step: int, value: float) -> str:
+                self.count += 1
+                return f"number {self.count}"
+
+            def state_dict(self) -> dict[str, int]:
+                return {"count": self.count}
+
+            def load_state_dict(self, state: dict[str, int]) -> None:
+                self.count = state["count"]
+
+        watched = monitor(detectors={"slt/llc/std": Counts()})
+        for _ in range(2):
+            fit(watched)
+            assert [event for event in watched.events if str(event).startswith("number")] == [
+                "number 1",
+                "number 2",
+                "number 3",
+            ]
+
+    def test_where_the_same_trainer_goes_on_so_do_the_measurements(self) -> None:
+        watched = monitor(every_n_train_steps=2)
+        trainer = fit(watched, max_epochs=1, max_steps=-1)
+        kept = watched.state_dict()["estimator"]
+        trainer.fit_loop.max_epochs = 2
+        trainer.fit(trainer.lightning_module, DataLoader(data(), 8))
+        assert steps(watched) == [2, 4, 6, 8, 10, 12]
+        assert watched.history[3]["health"]["step_size"] == kept["step_size"]
+        assert len(watched.state_dict()["curve"]) == 6
+
+    def test_a_checkpoint_that_is_only_tested_changes_nothing(self, tmp_path: Path) -> None:
+        class Tested(Regression):
+            def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+                return square_error(self, batch).mean()
+
+        watched = monitor()
+        trainer = fit(watched, module=Tested(), max_steps=4)
+        trainer.save_checkpoint(tmp_path / "four.ckpt")
+        fit(watched, module=Tested())
+        state = [point[0] for point in watched.state_dict()["curve"]]
+        trainer.test(Tested(), DataLoader(data(), 8), ckpt_path=str(tmp_path / "four.ckpt"), verbose=False)
+        assert steps(watched) == state == [2, 4, 6]
+        fit(watched)
+        assert steps(watched) == [2, 4, 6], "nor does it make the next fit a resume"
+
+    def test_a_checkpoint_takes_the_place_of_what_was_measured_after_it(self, tmp_path: Path) -> None:
+        watched = monitor()
+        trainer = fit(watched, max_steps=4)
+        trainer.save_checkpoint(tmp_path / "four.ckpt")
+        trainer.fit_loop.epoch_loop.max_steps = 6
+        trainer.fit(trainer.lightning_module, DataLoader(data(), 8))
+        assert steps(watched) == [2, 4, 6]
+        fit(watched, ckpt_path=str(tmp_path / "four.ckpt"))
+        assert [step for step, _, _ in watched.state_dict()["curve"]] == [2, 4, 6]
+        assert steps(watched) == [6]
+
+
+def rich(**settings: Any) -> RichProgressBar:
+    return RichProgressBar(console_kwargs={"force_terminal": True}, **settings)
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The lines of measurements that were taken away: how many steps were announced, and how many were told."""
+    lines: list[tuple[int, int]] = []
+    remove = Progress.remove_task
+
+    def remove_task(progress: Any, task: Any) -> None:
+        if "Sampling" in progress._tasks[task].description:
+            lines.append((progress._tasks[task].total, progress._tasks[task].completed))
+        remove(progress, task)
+
+    class Line(Tqdm):  # type: ignore[misc]
+        def close(self) -> None:
+            if not self.disable:  # it is called again when the line is collected
+                lines.append((self.total, self.n))
+            super().close()
+
+    monkeypatch.setattr(Progress, "remove_task", remove_task)
+    monkeypatch.setattr("slt_callbacks.callbacks.progress.Tqdm", Line)
+    return lines
+
+
+class TestBar:
+    @pytest.mark.parametrize("make", [rich, TQDMProgressBar])
+    def test_the_line_counts_every_step_and_goes(self, make: Any, gone: list[tuple[int, int]]) -> None:
+        fit(monitor(persistent_chains=False), make(refresh_rate=1), enable_progress_bar=True)
+        assert gone == [(2 * QUICK.num_steps,) * 2] * 3
+
+    @pytest.mark.parametrize("make", [rich, TQDMProgressBar])
+    def test_the_line_goes_when_a_measurement_fails(self, make: Any, gone: list[tuple[int, int]]) -> None:
+        class Fails(LLC):
+            def update(self, draw: Any) -> None:
+                raise RuntimeError("no such draw")
+
+        with pytest.warns(UserWarning, match="no such draw"):
+            fit(monitor(observables={"llc": Fails()}), make(refresh_rate=1), enable_progress_bar=True)
+        assert gone == [(2 * QUICK.num_steps, QUICK.num_burnin_steps + 1)] * 3, "the first draw was the last"
+
+    @pytest.mark.parametrize("bar", [rich(refresh_rate=0), TQDMProgressBar(refresh_rate=0)])
+    def test_a_bar_that_is_switched_off_shows_nothing(
+        self, bar: pl.Callback, gone: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fit(monitor(), bar, enable_progress_bar=True)
+        assert gone == []
+        assert "Sampling" not in "".join(capsys.readouterr())
+
+    @pytest.mark.parametrize("bar", [rich(refresh_rate=1), TQDMProgressBar(refresh_rate=1)])
+    def test_the_bar_shows_sampling_and_the_llc(self, bar: pl.Callback, capsys: pytest.CaptureFixture[str]) -> None:
+        fit(monitor(), bar, enable_progress_bar=True)
+        printed = "".join(capsys.readouterr())
+        assert "Sampling" in printed
+        assert "slt/llc/mean" in printed
+
+
+class SeesMetrics(pl.Callback):
+    """What ``trainer.callback_metrics`` holds of the LLC at the end of every batch and epoch, rounded."""
+
+    def __init__(self) -> None:
+        self.batches: list[float | None] = []
+        self.epochs: list[float | None] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.batches.append(self._llc(trainer))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.epochs.append(self._llc(trainer))
+
+    @staticmethod
+    def _llc(trainer: pl.Trainer) -> float | None:
+        value = trainer.callback_metrics.get("slt/llc/mean")
+        return None if value is None else round(float(value), 4)
+
+
+class TestCallbackMetrics:
+    """Six batches an epoch; the metric is always that of the last measurement."""
+
+    @staticmethod
+    def run(**trigger: Any) -> tuple[SeesMetrics, list[float]]:
+        watched, sees = monitor(**trigger), SeesMetrics()
+        fit(watched, sees, max_epochs=2, max_steps=-1)
+        return sees, [round(measurement["llc"]["mean"], 4) for measurement in watched.history]
+
+    def test_every_n_epochs(self) -> None:
+        sees, (first, second) = self.run(every_n_epochs=1)
+        assert sees.batches == [None] * 6 + [first] * 6
+        assert sees.epochs == [first, second]
+
+    def test_every_n_train_steps(self) -> None:
+        sees, (first, second, third) = self.run(every_n_train_steps=4)
+        assert sees.batches == [None] * 3 + [first] * 4 + [second] * 4 + [third]
+        assert sees.epochs == [first, third]
+
+    def test_a_schedule_with_step_zero(self) -> None:
+        sees, (untrained, second) = self.run(schedule=lambda step: step in (0, 2))
+        assert sees.batches == [untrained] + [second] * 11
+        assert sees.epochs == [second, second], "what was measured before the first batch does not come back"
+
+
 class TestPublished:
     def test_scalars_lie_on_the_row_of_the_batch_they_were_measured_after(self, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path)
@@ -166,6 +358,28 @@ class TestPublished:
         assert saved == {round(measurement["llc"]["mean"], 4) for measurement in watched.history}
         assert stopping.best_score.item() == pytest.approx(watched.history[-1]["llc"]["mean"])
 
+    def test_early_stopping_waits_for_the_first_measurement_where_it_is_told_to(self) -> None:
+        with pytest.raises(RuntimeError, match="conditioned on metric `slt/llc/mean` which is not available"):
+            fit(monitor(every_n_train_steps=8), EarlyStopping("slt/llc/mean", check_on_train_epoch_end=True))
+        stopping = EarlyStopping("slt/llc/mean", patience=10, check_on_train_epoch_end=True, strict=False)
+        watched = monitor(every_n_train_steps=8)  # in the second epoch
+        trainer = fit(watched, stopping, max_steps=12)
+        assert trainer.global_step == 12
+        assert stopping.best_score.item() == pytest.approx(watched.history[0]["llc"]["mean"])
+
+    def test_two_loggers_get_the_same_numbers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        table, run = CSVLogger(tmp_path), offline_logger(tmp_path, monkeypatch)
+        fit(monitor(), logger=[table, run], log_every_n_steps=1)
+        with (Path(table.log_dir) / "metrics.csv").open() as file:
+            written = [row for row in csv.DictReader(file) if row["slt/step"]]
+        items = [record["history"]["item"] for record in records(run) if record["type"] == "history"]
+        logged = [item for item in items if "slt/step" in item]
+        assert len(written) == len(logged) == 3
+        for row, item in zip(written, logged, strict=True):
+            assert int(row["step"]) == item["trainer/global_step"]
+            for key in ("slt/step", "slt/llc/mean", "slt/health/ess"):
+                assert float(row[key]) == pytest.approx(item[key])
+
     def test_a_failed_measurement_does_not_reach_early_stopping(self) -> None:
         stopping = EarlyStopping("slt/llc/mean", check_on_train_epoch_end=True, strict=False)
         with pytest.warns(UserWarning, match="failed"):
@@ -176,42 +390,54 @@ class TestPublished:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
-        watched = monitor(num_samples=16)
+        watched = monitor(
+            num_samples=16,
+            seed=3,
+            sampler=SamplerConfig(SGLD(1e-4), localization=7.0, num_chains=2, num_draws=8, num_burnin_steps=4),
+            observables={"llc": LLC(), "kernel": LossKernel(labels=[0, 1] * 24), "influence": Influence(data(4))},
+        )
         fit(watched, logger=logger, log_every_n_steps=1)
         found = records(logger)
         rows = [record["history"]["item"] for record in found if record["type"] == "history"]
         measured = [row for row in rows if "slt/step" in row]
         assert [(row["slt/step"], row["trainer/global_step"]) for row in measured] == [(2, 1), (4, 3), (6, 5)]
-        keys = {key for key in measured[0] if key.startswith("slt/")}
-        assert keys >= {
-            *(f"slt/llc/{name}" for name in ("mean", "stderr", "variance_llc", "reference_loss")),
+        documented = {
+            "slt/stage",
+            "slt/jump",
+            "slt/detection/phi",
+            *(f"slt/llc/{name}" for name in ("mean", "stderr", "std", "variance_llc", "reference_loss")),
             *(f"slt/health/{name}" for name in ("rhat", "ess", "drift", "failed_chains", "step_bias")),
-            *(f"slt/cost/{name}" for name in ("seconds", "overhead", "skipped")),
+            *(f"slt/health/{name}" for name in ("step_size", "nbeta")),
+            *(f"slt/cost/{name}" for name in ("seconds", "sgld_steps", "overhead", "skipped")),
+            *(f"slt/kernel/{name}" for name in ("trace", "effective_rank", "alignment", "class_contrast")),
+            *(f"slt/influence/{name}" for name in ("shift", "sign_flips")),
         }
         metrics = {record["metric"].get("name"): record["metric"] for record in found if record["type"] == "metric"}
-        assert {key for key in keys if metrics[key].get("step_metric") == "slt/step"} == keys - {"slt/step"}
+        for row in measured:
+            assert row.keys() >= documented
+        for key in documented | {f"slt/{key}" for key in watched.history[0].scalars()}:
+            assert metrics[key].get("step_metric") == "slt/step", key
+            assert metrics[key]["summary"] == {"last": True, "max": True}, key
         (config,) = [
             record["config"]["update"]["slt"] for record in found if "slt" in record.get("config", {}).get("update", {})
         ]
         assert config["num_samples"] == 16
         assert config["nbeta"] == pytest.approx(16 / math.log(16))
-        assert config["sampler"]["num_chains"] == 2
-        assert [row["slt/llc/mean"] for row in measured] == [m["llc"]["mean"] for m in watched.history]
+        assert config["seed"] == 3
+        assert config["observables"] == ["influence", "kernel", "llc"]
+        chosen = {name: config["sampler"][name] for name in ("num_chains", "num_draws", "localization")}
+        assert chosen == {"num_chains": 2, "num_draws": 8, "localization": 7.0}
+        assert config["sampler"]["dynamics"] == {"name": "SGLD", "step_size": 1e-4}
+        means = [measurement["llc"]["mean"] for measurement in watched.history]
+        assert [row["slt/llc/mean"] for row in measured] == means
+        summary = {key: value for r in found if r["type"] == "summary" for key, value in r["summary"]["update"].items()}
+        assert summary["slt/llc/mean"] == {"last": means[-1], "max": max(means)}
 
     def test_settings_in_force_are_part_of_every_measurement(self) -> None:
         watched = monitor(sampler=SamplerConfig(SGLD(1e-5), nbeta=7.0, localization=3.0, num_chains=1, num_draws=8))
         fit(watched)
         health = watched.history[-1]["health"]
         assert (health["nbeta"], health["localization"], health["step_size"]) == (7.0, 3.0, 1e-5)
-
-    @pytest.mark.parametrize(
-        "bar", [RichProgressBar(1, console_kwargs={"force_terminal": True}), TQDMProgressBar(refresh_rate=1)]
-    )
-    def test_the_bar_shows_sampling_and_the_llc(self, bar: pl.Callback, capsys: pytest.CaptureFixture[str]) -> None:
-        fit(monitor(), bar, enable_progress_bar=True)
-        printed = "".join(capsys.readouterr())
-        assert "Sampling" in printed
-        assert "slt/llc/mean" in printed
 
     def test_barebones_training_is_measured_too(self) -> None:
         watched = monitor()
@@ -289,7 +515,78 @@ class TestFaults:
         assert sink.closed
 
 
+class Awkward(Regression):
+    """Training goes on, whatever is in its batches."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        inputs, targets = next(iter(DataLoader(data(), 8)))
+        return (self.net(inputs) - targets).square().mean()
+
+
 class TestReference:
+    @staticmethod
+    def fit_on(watched: SLTMonitor, batches: list[Any], **settings: Any) -> tuple[pl.Trainer, list[str]]:
+        """Train on batches as they are, and return what was told of the reference set."""
+        trainer = pl.Trainer(max_epochs=2, callbacks=[watched], **(QUIET | settings))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(Awkward(), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        return trainer, [str(one.message) for one in caught if "samples" in str(one.message)]
+
+    @pytest.mark.parametrize(
+        ("batch", "settings", "message"),
+        [
+            ([torch.full((8, 3), math.nan), torch.zeros(8)], {}, "finite, but sample 0 holds NaN"),
+            (["no", "tensor"], {}, "Expected every batch of `reference` to hold a tensor"),
+            (
+                {"x": torch.zeros(8, 3)},
+                {"observables": {"i": Influence(data(4))}},
+                "queries .* structure of the reference",
+            ),
+            (
+                [torch.zeros(8, 3), torch.zeros(8)],
+                {"observables": {"k": LossKernel(order=range(3))}},
+                "`order` to name",
+            ),
+        ],
+    )
+    def test_batches_that_cannot_serve_cost_the_measurements_and_one_warning(
+        self, batch: Any, settings: dict[str, Any], message: str
+    ) -> None:
+        memory = MemorySink()
+        watched = monitor(None, num_samples=16, sinks=[memory], **settings)
+        trainer, told = self.fit_on(watched, [batch] * 4)
+        assert trainer.global_step == 8
+        assert watched.history == memory.publications == []
+        assert len(told) == 1
+        assert re.search(f"first training batches cannot serve as the reference set .*{message}", told[0])
+        assert "Give the samples to measure on as `reference`" in told[0]
+
+    def test_an_epoch_of_fewer_samples_than_asked_for_is_taken_whole_with_a_warning(self) -> None:
+        watched = monitor(None, num_samples=100, every_n_epochs=1)
+        batches = list(DataLoader(data(24), 8))
+        trainer, told = self.fit_on(watched, batches)
+        assert trainer.global_step == 6
+        assert watched.history[0]["health"]["nbeta"] == pytest.approx(24 / math.log(24))
+        assert len(told) == 1
+        assert "`num_samples` to be at most the samples of the first epoch, but got 100: measuring on the 24" in told[0]
+
+    def test_minibatches_larger_than_the_epoch_cost_the_measurements(self) -> None:
+        watched = monitor(None, every_n_epochs=1, sampler=SamplerConfig(batch_size=100))
+        trainer, told = self.fit_on(watched, list(DataLoader(data(24), 8)))
+        assert trainer.global_step == 6
+        assert [measurement.failed for measurement in watched.history] == [True, True]
+        assert len(told) == 1
+        assert "`batch_size` to be at most the 24 reference samples" in told[0]
+
+    def test_the_settings_that_are_logged_are_those_of_the_batches_seen(self) -> None:
+        memory = MemorySink()
+        fit(monitor(None, every_n_epochs=1, sinks=[memory]))
+        assert memory.config["num_samples"] == 48
+        assert memory.config["nbeta"] == pytest.approx(48 / math.log(48))
+        assert len(memory.publications) == 1
+        assert memory.report is not None
+
     def test_without_a_reference_the_first_batches_are_kept(self) -> None:
         watched = monitor(None, num_samples=20)
         fit(watched)  # eight samples a batch: enough in the third
@@ -331,6 +628,28 @@ class TestReference:
             return [row["train_loss"] for row in csv.DictReader(text.splitlines()) if row["train_loss"]]
 
         assert losses(measured) == losses(plain)
+
+
+class TestHistory:
+    def test_a_matrix_that_has_left_says_where_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("slt_callbacks.callbacks.monitor._MOST_MATRIX_BYTES", 1)
+        watched = monitor(observables={"kernel": LossKernel()})
+        fit(watched)
+        old = watched.history[0]["kernel"]
+        assert math.isfinite(old["trace"])
+        with pytest.raises(KeyError, match=r"'covariance' has left the history.*a MemorySink among the `sinks` keeps"):
+            old["covariance"]
+        with pytest.raises(KeyError, match=r"^'no such'$"):
+            old["no such"]
+
+    def test_the_last_sixteen_measurements_keep_small_matrices(self) -> None:
+        short = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
+        watched = monitor(observables={"kernel": LossKernel()}, every_n_train_steps=1, num_samples=4, sampler=short)
+        fit(watched, max_steps=20)
+        assert ["covariance" in one["kernel"] for one in watched.history] == [False] * 4 + [True] * 16
+
+    def test_sixteen_kernels_with_influence_of_256_samples_fit_in(self) -> None:
+        assert _MOST_MATRIX_BYTES >= 16 * 256 * 256 * 8 * (3 + 4)
 
 
 class TestResume:
@@ -387,6 +706,49 @@ class TestBadInput:
             ({"loss_fn": lambda module, batch: square_error(module, batch).long()}, "floating-point losses"),
             ({"loss_fn": lambda module, batch: square_error(module, batch).detach()}, "to have a gradient"),
             ({"loss_fn": lambda module, batch: 1.0}, "return a tensor of losses, but got float"),
+            (
+                {"loss_fn": lambda module, batch: square_error(module, batch).mean().expand(2)},
+                r"got \(2,\) for a batch of 1",
+            ),
+            (
+                {
+                    "loss_fn": lambda module, batch: square_error(module, batch).mean(),
+                    "observables": {"kernel": LossKernel()},
+                },
+                "one loss a sample, .* for the loss kernel or influence, but got a scalar",
+            ),
+            ({"observables": {"kernel": LossKernel(per_token=True)}}, "to return one loss a token, shape"),
+            (
+                {"observables": {"kernel": LossKernel(labels=[0, 1, 2])}},
+                "`labels` to hold one label for each of the 48",
+            ),
+            (
+                {"observables": {"influence": Influence([torch.zeros(2, 3)])}},
+                "queries .* the structure of the reference",
+            ),
+            (
+                {"observables": {"influence": Influence([[torch.zeros(2, 5), torch.zeros(2)]])}},
+                "to take the queries of .* shape",
+            ),
+            (
+                {
+                    "reference": data(4200),
+                    "num_samples": 4200,
+                    "observables": {"kernel": LossKernel()},
+                },
+                "a loss kernel of at most .* but got 4200 x 4200: lower `num_samples`",
+            ),
+            (
+                {"reference": None, "observables": {"kernel": LossKernel(labels=[0, 1] * 24)}},
+                "`reference` with the `labels` of .*'kernel'.* but got None",
+            ),
+            (
+                {"reference": None, "observables": {"influence": Influence(data(4), labels=[0, 1] * 24)}},
+                "`reference` with the `labels` of .*'influence'.* but got None",
+            ),
+            ({"reference": None, "observables": {"influence": Influence([])}}, "`queries` to hold samples"),
+            ({"reference": None, "sampler": SamplerConfig(batch_size=300)}, "`batch_size` to be at most the 256"),
+            ({"reference": None, "num_samples": 1}, "at least 2 reference samples for the default `nbeta`"),
         ],
     )
     def test_what_cannot_work_is_refused_before_training(self, settings: dict[str, Any], message: str) -> None:
@@ -417,6 +779,15 @@ class TestBadInput:
             ({"sinks": [MemorySink]}, TypeError, "`sinks` to hold objects with `open`"),
             ({"every_n_train_steps": 2, "every_n_epochs": 1}, ValueError, "exactly one of"),
             ({"max_overhead": 0}, ValueError, "`max_overhead` to be a positive share"),
+            ({"num_samples": 0}, ValueError, "`num_samples` to be a positive integer or None, but got 0"),
+            ({"num_samples": "all"}, ValueError, "`num_samples` to be a positive integer or None, but got 'all'"),
+            ({"seed": "3"}, TypeError, "`seed` to be an integer, but got '3'"),
+            ({"loss_fn": "mse"}, TypeError, r"`loss_fn` to be a function \(module, batch\) -> losses, but got 'mse'"),
+            (
+                {"observables": dict.fromkeys("ab", LLC())},
+                ValueError,
+                "object of its own, but got one as 'a' and as 'b'",
+            ),
         ],
     )
     def test_bad_settings_are_refused_at_construction(
@@ -424,6 +795,18 @@ class TestBadInput:
     ) -> None:
         with pytest.raises(error, match=message):
             monitor(**settings)
+
+    def test_labels_of_queries_need_no_reference(self) -> None:
+        watched = monitor(None, num_samples=16, observables={"i": Influence(data(4), query_labels=[0, 1, 0, 1])})
+        fit(watched)
+        assert not watched.history[0].failed
+
+    def test_without_any_loss_a_module_is_refused_before_the_first_batch(self) -> None:
+        watched = monitor(None, loss_fn=None)
+        trainer = pl.Trainer(callbacks=[watched], **QUIET)
+        trainer.strategy.connect(pl.LightningModule())
+        with pytest.raises(MisconfigurationException, match="Expected `loss_fn`, or a method `per_sample_loss"):
+            watched.setup(trainer, trainer.lightning_module, "fit")
 
     def test_two_monitors_in_one_trainer_are_refused(self) -> None:
         with pytest.raises(MisconfigurationException, match="Expected one SLTMonitor in `callbacks`, but got several"):
@@ -434,3 +817,19 @@ class TestBadInput:
         trainer.strategy.__class__ = type("FSDPStrategy", (pl.strategies.FSDPStrategy,), {})
         with pytest.raises(MisconfigurationException, match='FSDPStrategy shards or rewrites: use strategy="auto"'):
             monitor().setup(trainer, Regression(), "fit")
+
+
+class TestInformation:
+    def test_why_the_chains_run_one_by_one_is_shown_where_lightning_shows_its_lines(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def branching(module: Regression, batch: list[torch.Tensor]) -> torch.Tensor:
+            losses = square_error(module, batch)
+            return losses if losses.sum() > -1 else -losses  # asks for a value, which vmap refuses
+
+        level = logging.getLogger("slt_callbacks").level
+        fit(monitor(loss_fn=branching, sampler=dataclasses.replace(QUICK, engine="vectorized")))
+        told = [record for record in caplog.records if "one by one" in record.message]
+        assert [record.name for record in told] == ["lightning.pytorch"]
+        ours = logging.getLogger("slt_callbacks")
+        assert (ours.level, ours.propagate, ours.handlers) == (level, True, [])

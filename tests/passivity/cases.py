@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader
 
-from slt_callbacks import SGLD, JumpDetector, RMSPropSGLD, SamplerConfig
-from tests.passivity.runs import Case
+from slt_callbacks import LLC, SGLD, MemorySink, RMSPropSGLD, SamplerConfig
+from tests.passivity.runs import Case, draw_from_all
 from tests.training import Regression, data, square_error
 
 
@@ -61,14 +61,52 @@ class Tied(Regression):
         self.net.insert(3, second)
 
 
-class LowRank(Regression):
+class Adapter(nn.Module):
     """A frozen layer with a small trainable correction."""
+
+    def __init__(self, frozen: nn.Linear) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.down = nn.Linear(frozen.in_features, 2, bias=False)
+        self.up = nn.Linear(2, frozen.out_features, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        corrected: torch.Tensor = self.frozen(inputs) + self.up(self.down(inputs))
+        return corrected
+
+
+class LowRank(Regression):
+    """Only the adapter can be trained: chains that do not move it do not move."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net[0].requires_grad_(False)
-        self.down, self.up = nn.Linear(3, 2, bias=False), nn.Linear(2, 8, bias=False)
-        self.net[0].register_forward_hook(lambda module, args, out: out + self.up(self.down(args[0])))
+        self.requires_grad_(False)
+        self.net[0] = Adapter(self.net[0])
+        self.net[0].down.requires_grad_(True)
+        self.net[0].up.requires_grad_(True)
+
+
+class Validated(Regression):
+    """Logs a loss of the validation, with noise on the inputs from the global generator."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        inputs, targets = batch
+        self.log("val_loss", (self.net(inputs + torch.randn_like(inputs)) - targets).square().mean())
+
+
+class Teacher(Regression):
+    """Its training step lets a frozen average of the weights follow them, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(3, 8).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        with torch.no_grad():
+            for slow, fast in zip(self.teacher.parameters(), self.net[0].parameters(), strict=True):
+                slow.data.mul_(0.9).add_(fast, alpha=0.1)
+        drift = (self.teacher(batch[0]) - self.net[0](batch[0])).square().mean()
+        return super().training_step(batch, batch_idx) + 0.1 * drift
 
 
 class Parametrized(Regression):
@@ -123,18 +161,19 @@ def raises(module: Any, batch: Any) -> torch.Tensor:
     raise RuntimeError("no such column")
 
 
-class NanLater:
-    """Finite while it is checked, NaN afterwards."""
+TRIED = 8  # samples: the check before training tries fewer of them at a time
 
-    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
-        losses = square_error(module, batch)
-        return losses * (torch.nan if len(losses) > 2 else 1.0)
+
+def nan_later(module: Any, batch: Any) -> torch.Tensor:
+    """Finite while it is checked, NaN afterwards."""
+    losses = square_error(module, batch)
+    return losses * (torch.nan if len(losses) > TRIED else 1.0)
 
 
 def mutates(module: Any, batch: Any) -> torch.Tensor:
     """Spoils what it is given, but only where the check before training does not see it."""
     inputs, targets = batch
-    if len(inputs) > 2:
+    if len(inputs) > TRIED:
         inputs.mul_(0.9)
     return square_error(module, (inputs, targets))
 
@@ -144,34 +183,40 @@ def draws(module: Any, batch: Any) -> torch.Tensor:
     return square_error(module, batch) * (1 + 0.01 * noise)
 
 
-class Interrupts:
-    """Ctrl-C in the middle of the first measurement."""
+class Draws(MemorySink):
+    """A sink, and an observable with a picture, that draw random numbers wherever they are called."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def open(self, *_: Any) -> None:
+        draw_from_all()
 
-    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == 12:
-            raise KeyboardInterrupt
-        return square_error(module, batch)
+    reset = update = publish = finish = close = draw_from_all  # type: ignore[assignment]
+
+    def compute(self) -> dict[str, Any]:
+        draw_from_all()
+        return {"value": 1.0}
+
+    def images(self, result: Any) -> dict[str, Any]:
+        draw_from_all()
+        return {}
+
+
+def random_steps(step: int) -> bool:
+    """A schedule."""
+    draw_from_all()
+    return step > 0
 
 
 # -------------------------------------------------------------------------------------------------------------- others
-class StopHere(pl.Callback):
-    """Ends the run without the monitor where the interrupt ends the other."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == 2:
-            raise KeyboardInterrupt
-
-
 def wandb_watching(folder: Path) -> WandbLogger:
     return WandbLogger(project="tests", offline=True, save_dir=str(folder))
 
 
 def watch_gradients(trainer: pl.Trainer, module: pl.LightningModule, loader: Any) -> None:
     trainer.logger.watch(module, log="all", log_freq=1)  # type: ignore[union-attr]
+
+
+def find_batch_size(trainer: pl.Trainer, module: pl.LightningModule, loader: Any) -> None:
+    Tuner(trainer).scale_batch_size(module, steps_per_trial=1, max_trials=2, init_val=4)
 
 
 def find_learning_rate(trainer: pl.Trainer, module: pl.LightningModule, loader: Any) -> None:
@@ -181,7 +226,10 @@ def find_learning_rate(trainer: pl.Trainer, module: pl.LightningModule, loader: 
 class Tunable(Regression):
     def __init__(self) -> None:
         super().__init__()
-        self.lr = 0.05
+        self.lr, self.batch_size = 0.05, 4
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(data(), self.batch_size, shuffle=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
@@ -206,13 +254,19 @@ CASES: dict[str, Case] = {
     "gradient clipping": Case(trainer={"gradient_clip_val": 0.1}),
     "learning-rate schedule": Case(module=Schedule, callbacks=lambda: [LearningRateMonitor()]),
     "averaged weights beside it": Case(callbacks=lambda: [EMAWeightAveraging(decay=0.9)]),
+    "16-mixed": Case(trainer={"precision": "16-mixed"}, needs_gpu="float16 has no autocast and no scaler on a CPU"),
     "bf16-mixed": Case(trainer={"precision": "bf16-mixed"}),
     "bf16-true": Case(trainer={"precision": "bf16-true"}),
     "64-true": Case(trainer={"precision": "64-true"}),
-    "several epochs with validation": Case(trainer={"max_epochs": 2, "max_steps": -1, "num_sanity_val_steps": 2}),
+    "several epochs with validation": Case(
+        module=Validated,
+        validation=lambda: DataLoader(data(8), 4),
+        trainer={"max_epochs": 2, "max_steps": -1, "num_sanity_val_steps": 2},
+        expects={"sanity checks": 1, "validations": 2},
+    ),
     "overfit_batches": Case(trainer={"overfit_batches": 2}),
     "limit_train_batches": Case(trainer={"limit_train_batches": 3}),
-    "fast_dev_run": Case(trainer={"fast_dev_run": True}, logger=False),
+    "fast_dev_run": Case(trainer={"fast_dev_run": True}, logger=False, files=False),
     "barebones": Case(
         trainer={
             "barebones": True,
@@ -223,8 +277,10 @@ CASES: dict[str, Case] = {
             "log_every_n_steps": None,
         },
         logger=False,
+        files=False,
     ),
-    "a tuner before": Case(module=Tunable, prepare=find_learning_rate),
+    "a search for the learning rate before": Case(module=Tunable, prepare=find_learning_rate),
+    "a search for the batch size before": Case(module=Tunable, loader=lambda: None, prepare=find_batch_size),
     # what the model is
     "torch.compile of a submodule": Case(module=CompiledPart),
     "tied weights": Case(module=Tied),
@@ -232,6 +288,7 @@ CASES: dict[str, Case] = {
     "parametrizations": Case(module=Parametrized),
     "weight_norm as a hook": Case(module=OldWeightNorm),
     "a buffer that forward changes": Case(module=Counting),
+    "a frozen teacher that the training step moves": Case(module=Teacher, loss_fn=None),
     "WandbLogger.watch": Case(logger=wandb_watching, prepare=watch_gradients),
     # what is measured
     "reference: shuffled DataLoader": Case(monitor={"reference": DataLoader(data(), 4, shuffle=True)}),
@@ -239,25 +296,23 @@ CASES: dict[str, Case] = {
     "reference: function": Case(monitor={"reference": data}),
     "reference: the first batches": Case(monitor={"reference": None}),
     "per_sample_loss of the module": Case(module=OwnLosses, loss_fn=None),
-    "the training step of the module": Case(module=RandomDropoutLoss, loss_fn=None, kernel=False),
+    "the training step of the module": Case(module=RandomDropoutLoss, loss_fn=None),
     "RMSPropSGLD on minibatches": Case(monitor={"sampler": PRECONDITIONED}),
     "vectorized chains": Case(monitor={"sampler": VECTORIZED}),
     "a race between the engines": Case(monitor={"sampler": LONG}),
     "cold chains": Case(monitor={"persistent_chains": False}),
-    "a detector on another key": Case(monitor={"detectors": {"slt/kernel/trace": JumpDetector()}}),
+    "plug-ins that draw random numbers": Case(
+        monitor={"observables": {"llc": LLC(), "own": Draws()}, "sinks": [Draws()], "schedule": random_steps},
+        files=False,
+    ),
     # when
     "before training and after it": Case(monitor={"schedule": lambda step: step in (0, 1, 6)}),
     "at the end of epochs": Case(trainer={"max_epochs": 2, "max_steps": -1}, monitor={"every_n_epochs": 1}),
     "by the clock": Case(monitor={"train_time_interval": timedelta(microseconds=1)}),
     # what goes wrong
     "a loss function that raises": Case(loss_fn=raises, measures=False),
-    "a loss function that returns NaN": Case(loss_fn=NanLater(), measures=False),
-    "a loss function that changes its input": Case(loss_fn=mutates, measures=None),
+    "a loss function that returns NaN": Case(loss_fn=nan_later, measures=False),
+    "a loss function that changes its input": Case(loss_fn=mutates),
     "a loss function that draws random numbers": Case(loss_fn=draws),
     "chains that diverge": Case(monitor={"sampler": DIVERGES}, measures=False),
 }
-
-
-def interrupted() -> tuple[Case, Case]:
-    """The run that is interrupted within a measurement, and one that ends at the same step without a monitor."""
-    return Case(loss_fn=Interrupts()), Case(callbacks=lambda: [StopHere()])

@@ -67,6 +67,14 @@ def test_engine_has_to_be_known() -> None:
         SamplerConfig(engine="fast")  # type: ignore[arg-type]
 
 
+def test_compiling_is_for_the_vectorized_engine() -> None:
+    assert SamplerConfig(engine="auto", compile=True).compile
+    with pytest.raises(ValueError, match='`engine` to be "vectorized" or "auto" with `compile=True`, but got "seq'):
+        SamplerConfig(engine="sequential", compile=True)
+    with pytest.raises(ValueError, match="Expected `compile` to be True or False, but got 'yes'"):
+        SamplerConfig(engine="vectorized", compile="yes")  # type: ignore[arg-type]
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SamplerConfig().num_draws = 3  # type: ignore[misc]

@@ -6,7 +6,7 @@ import copy
 import random
 import threading
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -163,6 +163,54 @@ def test_frozen_parameters_never_move() -> None:
     estimate(module, [X], looks, sampler=settings(1e-2, num_draws=6))
     for weights in seen:
         assert_same(list(module.frozen.parameters()), weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_parameters_that_code_may_write_into_are_private_and_put_back(dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)).to(dtype)
+    module[0].requires_grad_(False)
+    module[0].bias = module[0].weight  # tied
+    before = snapshot(module)
+    fork = Fork(module, share_frozen=False)
+    own = fork.module[0].weight
+    assert own is fork.module[0].bias
+    own.data.mul_(2).add_(1)  # not even the version of the tensor tells of it
+    assert_same(before, snapshot(module))
+    fork.reset()
+    torch.testing.assert_close(own.detach(), module[0].weight.detach(), check_dtype=False)
+    assert not own.requires_grad
+
+
+def test_frozen_parameters_are_shared_by_default_because_they_may_be_large() -> None:
+    module = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 1))
+    assert Fork(module).module[0].weight.data_ptr() == module[0].weight.data_ptr()
+
+
+class Averaging(nn.Module):
+    """Its training step lets a frozen average follow the weights."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fast, self.slow = nn.Linear(4, 1), nn.Linear(4, 1).requires_grad_(False)
+
+    def training_step(self, x: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen.append(self.slow.weight.detach().clone())
+        self.slow.weight.data.lerp_(self.fast.weight.data, 0.5)
+        return (self.fast(x) - self.slow(x)).square().mean()
+
+
+def test_a_training_step_that_writes_into_frozen_weights_does_so_in_the_fork_and_anew_in_every_chain() -> None:
+    torch.manual_seed(0)
+    module = Averaging()
+    before = snapshot(module)
+    measurement = estimate(module, [X], sampler=settings(1e-2, num_draws=6, num_chains=2, engine="sequential"))
+    assert llc(measurement) != 0
+    assert_same(before, snapshot(module))
+    for place in (-12, -6):
+        assert torch.equal(Averaging.seen[place], module.slow.weight)
+    assert not torch.equal(Averaging.seen[-1], module.slow.weight)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

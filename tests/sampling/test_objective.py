@@ -127,6 +127,22 @@ def test_the_whole_set_is_no_minibatch(batch_size: int | None) -> None:
     assert list(islice(objective.minibatches(torch.Generator()), 3)) == [None] * 3
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("rows", [None, [3, 9, 0, 5]])
+def test_a_mean_is_asked_about_one_sample_at_a_time(
+    at_once: bool, block_size: int | None, rows: list[int] | None
+) -> None:
+    module = linear()
+    objective = objective_for(
+        module, scalar_error, RAGGED, per_sample=False, block_size=block_size, singles_at_once=at_once
+    )
+    objective.fork.position.add_(0.5)  # it follows the fork
+    places = None if rows is None else torch.tensor(rows)
+    expected, _ = by_hand(objective.fork.module, torch.arange(10) if places is None else places)
+    torch.testing.assert_close(objective.sample_losses(places), expected)
+
+
 def test_a_batch_size_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="Expected `batch_size` to be at most the 10 reference samples, but got 11"):
         objective_for(linear(), squared_error, RAGGED, batch_size=11)

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.sampling import Alone, Exchange, RankFailedError, is_out_of_memory
+from slt_callbacks.sampling import Alone, Exchange, LossFnError, RankFailedError, is_out_of_memory
+from slt_callbacks.sampling.ranks import is_loss_fn_error
 from tests.processes import ThreadRank, on_ranks
 
 
@@ -61,6 +62,17 @@ def test_lack_of_memory_is_all_that_is_wrong_or_it_is_not(second: Exception | No
             exchange.gather(None)
 
     assert [is_out_of_memory(error) for error in on_ranks(2, work)] == [memory, memory]
+
+
+@pytest.mark.parametrize(("second", "told"), [(None, True), (LossFnError("b"), True), (ValueError("x"), False)])
+def test_a_loss_function_that_raised_is_all_that_is_wrong_or_it_is_not(second: Exception | None, told: bool) -> None:
+    def work(rank: ThreadRank) -> None:
+        error = LossFnError("a") if rank.rank == 0 else second
+        with Exchange(rank).together():
+            if error is not None:
+                raise error
+
+    assert [is_loss_fn_error(error) for error in on_ranks(2, work)] == [told, told]
 
 
 @pytest.mark.parametrize(

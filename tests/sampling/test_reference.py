@@ -139,6 +139,37 @@ def test_strings_and_shared_leaves_go_with_their_samples() -> None:
     assert found["size"] == 3
 
 
+@pytest.mark.parametrize("change", ["a value", "a string", "the rows", "the size of the data", "nothing"])
+def test_the_fingerprint_tells_other_samples_and_only_these(change: str) -> None:
+    def batch(**changes: Any) -> dict[str, Any]:
+        return {"x": X.clone(), "y": Y, "half": X.bfloat16(), "names": [f"n{i}" for i in range(10)]} | changes
+
+    first = draw_reference([batch()], 6, seed=1)
+    other_x = X.clone()
+    other_x[first.indices[3], 1] += 1e-3
+    others = {
+        "a value": draw_reference([batch(x=other_x)], 6, seed=1),
+        "a string": draw_reference([batch(names=["other"] * 10)], 6, seed=1),
+        "the rows": draw_reference([batch(x=X * 0, half=X * 0, y=Y * 0, names=["n"] * 10)], 6, seed=1),
+        "the size of the data": draw_reference(split(batch())[:2], 6),
+        "nothing": draw_reference(split(batch()), 6, seed=1),
+    }
+    if change == "the rows":
+        first = draw_reference([batch(x=X * 0, half=X * 0, y=Y * 0, names=["n"] * 10)], 6, seed=2)
+    assert (others[change].fingerprint == first.fingerprint) == (change == "nothing")
+
+
+def test_a_few_of_each_shape_are_where_they_are_said_to_be() -> None:
+    reference = draw_reference([X[:4], torch.arange(6.0).view(2, 3), X[4:]])
+    assert sorted(reference.few_of_each(3).tolist()) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("wrong", [0.5, "0", None, True])
+def test_a_seed_of_the_wrong_type_is_named(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="Expected `seed` to be an integer, but got"):
+        draw_reference([X], seed=wrong)
+
+
 def test_samples_are_private_copies() -> None:
     data = X.clone()
     reference = draw_reference([data])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -145,3 +146,60 @@ def test_a_module_that_cannot_be_batched_runs_one_by_one_and_says_why(caplog: py
     messages = [record.message for record in caplog.records if "one by one" in record.message]
     assert len(messages) == 1
     assert "data-dependent" in messages[0]
+
+
+class TestCompiledStep:
+    CONFIG = dataclasses.replace(CONFIG, engine="vectorized", compile=True)
+
+    @pytest.fixture
+    def captures_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Everything of torch.compile but the C++ compiler, which takes half a minute."""
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("captures_alone")
+    @pytest.mark.parametrize("sizes", [{}, {"batch_size": 4}])
+    def test_it_is_captured_once_a_run_and_draws_the_same(self, sizes: dict[str, int]) -> None:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        module, found, graphs = Tied(), {}, []
+        for compiled in (False, True):
+            config = dataclasses.replace(self.CONFIG, compile=compiled, **sizes)
+            estimator = Estimator(draw_reference(batches()), losses, None, config)
+            found[compiled] = []
+            for step in (1, 2, 3):
+                found[compiled].append(estimator.measure(module, step)["llc"]["loss_trace"])
+                graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5)
+        assert graphs[2] < graphs[3] == graphs[4] == graphs[5]
+
+    def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def compile_nothing(function: Any) -> Any:
+            def refuse(*arguments: Any) -> Any:
+                raise RuntimeError("no compiler here\nand a long story")
+
+            return refuse
+
+        plain = Estimator(draw_reference(batches()), losses, None, dataclasses.replace(self.CONFIG, compile=False))
+        monkeypatch.setattr(torch, "compile", compile_nothing)
+        estimator = Estimator(draw_reference(batches()), losses, None, self.CONFIG)
+        torch.manual_seed(0)
+        module = Tied()
+        with caplog.at_level(logging.INFO, logger="slt_callbacks"):
+            for step in (1, 2):
+                traces = [one.measure(module, step)["llc"]["loss_trace"] for one in (estimator, plain)]
+                assert torch.equal(*traces)
+        told = [record.message for record in caplog.records]
+        assert told == ["The chains' step runs as it is, because it cannot be compiled: no compiler here"]
+
+    @pytest.mark.slow
+    def test_the_compiler_itself_makes_a_program_with_the_same_draws(self) -> None:
+        torch.manual_seed(0)
+        module = Tied()
+        traces = [
+            estimate(module, batches(), losses, sampler=dataclasses.replace(self.CONFIG, compile=compiled))
+            for compiled in (True, False)
+        ]
+        torch.testing.assert_close(*(one["llc"]["loss_trace"] for one in traces), rtol=1e-4, atol=1e-5)
