@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 export PYTHONPATH :=
 
-.PHONY: demo test bench format clean
+.PHONY: demo test bench matrix format clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/language_model.py $(ARGS)
@@ -17,7 +17,10 @@ test: .venv/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: .venv/.installed
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	TQDM_DISABLE=1 $(BIN)/python -m tests.benchmarks $(ARGS)  # no bars of the peers
+
+matrix: .venv/.installed
+	$(BIN)/python -m tests.passivity $(ARGS)
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -7,15 +7,36 @@ import dataclasses
 import datetime
 import json
 import platform
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from tests.benchmarks import peers, sampling
+from tests.benchmarks import (
+    accuracy,
+    automatic,
+    budget,
+    detection,
+    growth,
+    observables,
+    peers,
+    sampling,
+    warm,
+)
 from tests.benchmarks.rows import Row
 
-SUITES = {"sampling": sampling.rows, "peers": peers.rows}
+SUITES = {
+    "sampling": sampling.rows,
+    "observables": observables.rows,
+    "detection": detection.rows,
+    "growth": growth.rows,
+    "peers": peers.rows,
+    "automatic": automatic.rows,
+    "budget": budget.rows,
+    "warm": warm.rows,  # the last two are the example's model, which runs on one thread
+    "accuracy": accuracy.rows,
+}
 
 
 def machine() -> dict[str, str | int]:
@@ -33,18 +54,22 @@ def machine() -> dict[str, str | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="which ones; all without a name")
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}; all without a name")
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), help="folder for the JSON")
     arguments = parser.parse_args()
+    if unknown := set(arguments.suites) - set(SUITES):
+        parser.error(f"no suite {', '.join(sorted(unknown))}: there are {', '.join(SUITES)}")
+    warnings.simplefilter("ignore")
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    print("| what | measured | wanted | | |\n|---|---|---|---|---|")
     rows: list[Row] = []
     for suite in arguments.suites or SUITES:
         for row in SUITES[suite]():
             rows.append(row)
             value = "-" if row.value is None else f"{row.value:.3g} {row.unit}"
             verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-            print(f"{row.name:<52} {value:>10} {row.bound:>10} {verdict:>7}  {row.note}", flush=True)
+            print(f"| {row.name} | {value} | {row.bound} | {verdict} | {row.note} |", flush=True)
     now = datetime.datetime.now(datetime.UTC)
     arguments.output.mkdir(parents=True, exist_ok=True)
     record = {

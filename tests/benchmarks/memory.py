@@ -1,7 +1,11 @@
-"""Run alone: peak resident bytes that one measurement adds, and the bytes of the model's parameters."""
+"""Run alone: peak resident bytes that measuring adds, and the bytes of the model's parameters.
+
+python -m tests.benchmarks.memory sequential|vectorized cold|persistent
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +14,8 @@ from slt_callbacks import SGLD, Estimator, SamplerConfig
 from slt_callbacks.sampling import draw_reference
 from tests.benchmarks.models import perceptron, square_losses
 
+NUM_CHAINS = 4
+
 
 def resident(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` (its peak) of this process in bytes."""
@@ -17,13 +23,15 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def main() -> None:
+def main(engine: str, chains: str) -> None:
     def measure(*widths: int) -> None:
         module = perceptron(*widths)
-        config = SamplerConfig(SGLD(1e-6), num_chains=2, num_draws=3, num_burnin_steps=2)
-        estimator = Estimator(draw_reference([torch.zeros(2, widths[0])]), square_losses, None, config)
+        config = SamplerConfig(SGLD(1e-6), num_chains=NUM_CHAINS, num_draws=3, num_burnin_steps=2, engine=engine)  # type: ignore[arg-type]
+        reference = draw_reference([torch.zeros(2, widths[0])])
+        estimator = Estimator(reference, square_losses, None, config, persistent=chains == "persistent")
         before = resident("VmRSS")
-        assert not estimator.measure(module).failed
+        for step in (1, 2):
+            assert not estimator.measure(module, step).failed
         found.append((resident("VmHWM") - before, sum(parameter.nbytes for parameter in module.parameters())))
 
     found: list[tuple[int, int]] = []
@@ -33,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

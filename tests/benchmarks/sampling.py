@@ -22,6 +22,8 @@ from slt_callbacks.sampling import (
     largest_curvature,
     make_chains,
 )
+from slt_callbacks.sampling.vectorized import chain_gradients
+from tests.benchmarks.memory import NUM_CHAINS
 from tests.benchmarks.models import Transformer, perceptron, square_losses, token_losses, token_rows
 from tests.benchmarks.rows import Row, at_most, interleaved, seconds
 
@@ -29,7 +31,7 @@ _BATCH = 16
 
 
 def rows() -> list[Row]:
-    return [chain_step(), vectorized(), *fixed_cost(), memory()]
+    return [chain_step(), *vectorized(), *fixed_cost(), *memory()]
 
 
 def bare_steps(module: nn.Module, batch: torch.Tensor, num_steps: int) -> None:
@@ -59,24 +61,32 @@ def chain_step(num_steps: int = 5, repeats: int = 40) -> Row:
     return at_most("chain step / bare forward+backward", ratio, 1.10, "x", note)
 
 
-def vectorized(num_chains: int = 16, num_steps: int = 20, repeats: int = 15) -> Row:
+def vectorized(num_chains: int = 16, num_steps: int = 20, repeats: int = 15) -> list[Row]:
+    """All chains at once against one by one: as it stands, and compiled once for a run."""
     torch.manual_seed(0)
     module, batch = perceptron(64, 96, 24, 10), torch.randn(32, 64)
     config = SamplerConfig(SGLD(1e-4), num_chains=num_chains)
     objective = Objective(Fork(module), square_losses, draw_reference([batch]))
     objective.measure_fork()
     posterior = LocalPosterior(nbeta=10.0, localization=100.0)
-    engines = (kind(objective, config.dynamics, posterior) for kind in (SequentialEngine, VectorizedEngine))
+    sequential = SequentialEngine(objective, config.dynamics, posterior)
 
     def run(engine: Engine) -> None:
         for group in engine.groups(make_chains(config, objective.fork.device, seed=0, step=0)):
             for _ in engine.advance(group, num_steps, keep=False):
                 pass
 
-    one, many, ratio = interleaved(*(functools.partial(run, engine) for engine in engines), repeats)
-    steps = num_chains * num_steps
-    note = f"{1e6 * many / steps:.0f} us against {1e6 * one / steps:.0f} us a chain step, 9k parameters, B 32"
-    return at_most("vectorized / sequential chain step", ratio, 0.5, "x", note)
+    rows, steps = [], num_chains * num_steps
+    about = "9k parameters, B 32, 16 chains"
+    for name, bound, program in (("", 0.5, None), (", compiled", 0.3, torch.compile(chain_gradients))):
+        engine = VectorizedEngine(objective, config.dynamics, posterior, program)
+        compiling = seconds(lambda engine=engine: engine.try_step(num_chains))  # type: ignore[misc]
+        one, many, ratio = interleaved(functools.partial(run, sequential), functools.partial(run, engine), repeats)
+        note = f"{1e6 * many / steps:.0f} us against {1e6 * one / steps:.0f} us a chain step, {about}"
+        if program:
+            note += f"; compiling took {compiling:.0f} s"
+        rows.append(at_most(f"vectorized{name} / sequential chain step", ratio, bound, "x", note))
+    return rows
 
 
 def fixed_cost(repeats: int = 30) -> list[Row]:
@@ -112,11 +122,16 @@ def fixed_cost(repeats: int = 30) -> list[Row]:
     ]
 
 
-def memory() -> Row:
-    """Peak resident memory that a measurement adds, in a process of its own, over that of the parameters."""
-    printed = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.memory"], check=True, capture_output=True, text=True
-    )
-    added, parameters = map(int, printed.stdout.split())
-    note = f"{added / 2**20:.0f} MiB for {parameters / 2**20:.0f} MiB of parameters, cold chains"
-    return at_most("memory beyond the live model / parameters", added / parameters, 3.0, "x", note)
+def memory() -> list[Row]:
+    """Peak resident memory that measuring adds, each kind in a process of its own, over that of the parameters."""
+    rows = []
+    kinds = (("sequential", "cold", 3.0), ("sequential", "persistent", None), ("vectorized", "cold", None))
+    for engine, chains, bound in kinds:
+        command = [sys.executable, "-m", "tests.benchmarks.memory", engine, chains]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True)
+        added, parameters = map(int, printed.stdout.split())
+        name = f"memory beyond the live model / parameters: {engine}, {chains}"
+        note = f"{added / 2**20:.0f} MiB for {parameters / 2**20:.0f} MiB of parameters, {NUM_CHAINS} chains"
+        ratio = added / parameters
+        rows.append(at_most(name, ratio, bound, "x", note) if bound else Row(name, ratio, "x", note=note))
+    return rows

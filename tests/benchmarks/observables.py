@@ -1,0 +1,157 @@
+"""What the loss kernel and influence add to a measurement, and what showing them costs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+import tempfile
+from typing import Any
+
+import torch
+import wandb
+from torch import nn
+
+from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, SamplerConfig
+from slt_callbacks.observables import Observable
+from slt_callbacks.sampling import Fork, Objective, ReferenceSet, draw_reference
+from slt_callbacks.sinks import correlation_map
+from tests.benchmarks.models import Transformer, token_losses, token_rows
+from tests.benchmarks.rows import Row, at_most, interleaved, median_seconds, seconds
+
+_SIZE = 256  # N = Q
+_CHAINS, _DRAWS, _BATCH = 2, 20, 16
+
+
+def rows() -> list[Row]:
+    return [*whole_reference(), *minibatches(), picture(), against_bif()]
+
+
+def whole_reference(repeats: int = 7) -> list[Row]:
+    """The SGLD step has computed the losses of the reference: the kernel adds its moments and nothing else."""
+    module, reference = _problem()
+    config = SamplerConfig(SGLD(1e-6), num_chains=_CHAINS, num_draws=_DRAWS, num_burnin_steps=0, engine="sequential")
+    measure = functools.partial(_measure, module, reference, config)
+    _, _, ratio = interleaved(lambda: measure(LLC()), lambda: measure(LLC(), LossKernel()), repeats)
+    note = f"N {_SIZE}, the 137k-parameter transformer, the whole reference in every step"
+    found = [at_most("measurement with the kernel / without", ratio, 1.10, "x", note)]
+    one, two, _ = interleaved(
+        lambda: measure(LLC()), lambda: measure(LLC(), LossKernel(), Influence([reference_rows()])), 3
+    )
+    extra = _CHAINS * _DRAWS * median_seconds(_forward(module, reference), 5)
+    note = f"Q {_SIZE} other samples: {two - one:.2f} s for {extra:.2f} s of forward passes over the queries"
+    return [*found, at_most("kernel and influence / the queries' forward passes", (two - one) / extra, 1.15, "x", note)]
+
+
+def minibatches(repeats: int = 5) -> list[Row]:
+    """With minibatches every draw needs the losses of the reference, and of the queries, once more."""
+    module, reference = _problem()
+    config = SamplerConfig(
+        SGLD(1e-6), num_chains=_CHAINS, num_draws=_DRAWS, num_burnin_steps=0, batch_size=_BATCH, engine="sequential"
+    )
+    measure = functools.partial(_measure, module, reference, config)
+    forward = _forward(module, reference)
+    shares = []
+    for sides, observables in ((1, [LossKernel()]), (2, [LossKernel(), Influence([reference_rows()])])):
+        rounds = []
+        for _ in range(repeats):
+            bare = seconds(lambda: measure(LLC()))
+            with_them = seconds(lambda observables=observables: measure(LLC(), *observables))  # type: ignore[misc]
+            extra = seconds(lambda sides=sides: [forward() for _ in range(sides * _CHAINS * _DRAWS)])  # type: ignore[misc]
+            rounds.append((with_them - bare) / extra)
+        shares.append(statistics.median(rounds))
+    note = f"N {_SIZE}, minibatches of {_BATCH}"
+    return [
+        at_most("kernel / the bare extra forward passes", shares[0], 1.15, "x", note),
+        at_most("kernel and influence / the bare extra forward passes", shares[1], 1.15, "x", note + f", Q {_SIZE}"),
+    ]
+
+
+def picture(repeats: int = 50) -> Row:
+    """What the thread of training waits for while W&B is given a map: colours, PNG, and its file."""
+    matrix = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(silent=True))
+        try:
+            spent = median_seconds(
+                lambda: run.log({"slt/kernel/map": wandb.Image(correlation_map(matrix), caption="step 1")}), repeats
+            )
+        finally:
+            run.finish()
+    return at_most("a 256 x 256 map into an offline W&B run", 1e3 * spent, 15.0, "ms")
+
+
+def against_bif(repeats: int = 3) -> Row:
+    """Influence of 64 samples on 64 others over the same draws: ours in the stream, devinterp's from its files."""
+    name = "influence from the draws / devinterp's compute_bif"
+    if importlib.util.find_spec("devinterp") is None:
+        return Row(name, None, "x", note="not installed: pip install -e '.[bench]'")
+    import xarray as xr
+    from devinterp.slt.bif import compute_bif
+
+    from slt_callbacks.observables import ReferencePoint
+    from slt_callbacks.sampling import Draw
+
+    size, draws = _SIZE, _CHAINS * 100
+    losses = torch.randn(_CHAINS, draws // _CHAINS, 2 * size, generator=torch.Generator().manual_seed(0)).double()
+    tree = xr.DataTree(
+        xr.Dataset(
+            {
+                "loss_all": (("chain", "draw", "batch_all", "token_pos"), losses[..., None].float().numpy()),
+                "input_ids_all": (("batch_all", "token"), torch.zeros(2 * size, 2, dtype=torch.int64).numpy()),
+            }
+        )
+    )
+
+    def theirs() -> torch.Tensor:
+        rows, columns = range(size), range(size, 2 * size)
+        found = compute_bif(
+            tree,
+            correlation_method="sequence",
+            compute_covariance=True,
+            batch_index_range_1=rows,
+            batch_index_range_2=columns,
+            batch_size=size,
+        )
+        return torch.as_tensor(found["influences"].values)
+
+    def ours() -> torch.Tensor:
+        influence, places = Influence([torch.zeros(size, 1)]), torch.arange(size)
+        influence.reset(
+            ReferencePoint(0, 0.0, torch.zeros(size), places, 1.0, 0.0, _CHAINS, draws // _CHAINS, "i", places)
+        )
+        for chain in range(_CHAINS):
+            for index, values in enumerate(losses[chain]):
+                mean = values.mean()
+                influence.update(
+                    Draw(chain, index, None, values[:size], mean, mean, values[:size], {"i": values[size:]})
+                )
+        result: torch.Tensor = influence.compute()["bif"]
+        return result
+
+    agreement = float((theirs().squeeze().double() + ours()).abs().max())
+    they, we, ratio = interleaved(theirs, ours, repeats)
+    note = (
+        f"{draws} draws, {size} x {size}: {1e3 * we:.0f} ms, certainties and events included, against "
+        f"{1e3 * they:.0f} ms; equal to {agreement:.0e} but for their sign"
+    )
+    return Row(name, ratio, "x", note=note)
+
+
+def reference_rows() -> torch.Tensor:
+    return token_rows(2 * _SIZE)[_SIZE:]
+
+
+def _problem() -> tuple[nn.Module, ReferenceSet]:
+    torch.manual_seed(0)
+    return Transformer(), draw_reference([token_rows(_SIZE)])
+
+
+def _measure(module: nn.Module, reference: ReferenceSet, config: SamplerConfig, *observables: Observable) -> Any:
+    named = {type(observable).__name__.lower(): observable for observable in observables}
+    return Estimator(reference, token_losses, named, config).measure(module)
+
+
+def _forward(module: nn.Module, reference: ReferenceSet) -> Any:
+    objective = Objective(Fork(module), token_losses, reference)
+    return objective.sample_losses
