@@ -23,7 +23,8 @@ def rows() -> list[Row]:
     timed = _Timed(
         [token_rows(64)],
         token_losses,
-        sampler=SamplerConfig(SGLD(1e-5), num_draws=16, num_burnin_steps=32, batch_size=8),
+        # The first measurement always runs: it has to be small beside the 5 % of a run this short.
+        sampler=SamplerConfig(SGLD(1e-5), num_chains=2, num_draws=16, num_burnin_steps=16, batch_size=4),
         every_n_train_steps=10,
         max_overhead=_LIMIT,
         sinks=[],
@@ -44,8 +45,8 @@ def rows() -> list[Row]:
     training = time.perf_counter() - start - timed.spent
     share, told = timed.spent / training, timed.history[-1]["cost"]
     note = (
-        f"{training:.0f} s of training, {len(timed.history)} measurements, {told['skipped']:.0f} skipped; the monitor "
-        f"itself says {100 * told['overhead']:.2f} %"
+        f"{training:.0f} s of training, {len(timed.history)} measurements, {told['skipped']:.0f} skipped by then; "
+        f"the monitor itself says {100 * told['overhead']:.2f} %"
     )
     kept = abs(share - _LIMIT) <= 0.01
     return [Row("overhead with max_overhead=0.05", 100 * share, "%", "5 +- 1", kept, note)]
