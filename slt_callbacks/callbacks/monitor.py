@@ -646,7 +646,8 @@ def _default_sinks(trainer: pl.Trainer) -> list[Sink]:
     sinks: list[Sink] = [LoggerSink(), WandbSink()]
     if trainer.barebones or _fast_dev_run(trainer):  # neither leaves anything behind
         return sinks
-    return [*sinks, FileSink(None if trainer.loggers else Path(trainer.default_root_dir) / PREFIX)]
+    has_folder = any(getattr(logger, "save_dir", None) for logger in trainer.loggers)
+    return [*sinks, FileSink(None if has_folder else Path(trainer.default_root_dir) / PREFIX)]
 
 
 def _fast_dev_run(trainer: pl.Trainer) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
 from slt_callbacks import FileSink, Influence, LossKernel, Measurement, MemorySink, WandbSink
@@ -224,3 +225,13 @@ def _flat(row: dict[str, Any], key: str) -> dict[str, Any]:
     if key in row:
         return dict(row[key])
     return {name.removeprefix(f"{key}."): value for name, value in row.items() if name.startswith(f"{key}.")}
+
+
+def test_beside_a_logger_without_a_folder_the_files_go_where_the_trainer_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    observables = {"kernel": LossKernel()}
+    fit(monitor(observables=observables), logger=DummyLogger(), default_root_dir=str(tmp_path / "root"))
+    assert list((tmp_path / "root" / "slt" / "kernel").glob("map-*.png"))
+    assert not (tmp_path / "slt").exists()
