@@ -26,6 +26,7 @@ from slt_callbacks.sampling import (
     LocalPosterior,
     LossFn,
     Objective,
+    Probe,
     Ranks,
     Reference,
     ReferenceSet,
@@ -43,6 +44,7 @@ from slt_callbacks.sampling import (
     resolve_loss,
     resolve_step_size,
     seed_from,
+    split_from,
     warm_round,
 )
 from slt_callbacks.sampling.batches import Batch
@@ -149,6 +151,10 @@ class Estimator:
         self._panel = Panel(observables)
         check_distinct(self._panel.observables)
         self._panel.check(reference)
+        self._queries = {
+            key: split_from(samples, reference) if self._panel.reference_losses else (samples, None)
+            for key, samples in self._panel.queries.items()
+        }
         self.config = SamplerConfig() if config is None else config
         self.dynamics = self.config.dynamics
         self.nbeta = default_nbeta(len(reference)) if self.config.nbeta is None else float(self.config.nbeta)
@@ -263,7 +269,7 @@ class Estimator:
         posterior = LocalPosterior(self.nbeta, self.config.localization)
         point = self._reference_point(step, objective)
         probes = self._probes(objective)
-        at_fork = {key: float(probe.sample_losses().mean()) for key, probe in probes.items()}
+        at_fork = self._probed_at_fork(objective, probes)
         curvature, direction = self._curvature(objective, posterior, step)
         # A loss function may answer otherwise on another rank, and all must go on, or none.
         problems = [p for p in self._exchange.gather(_problem_at_fork(point.loss, curvature, at_fork)) if p is not None]
@@ -279,7 +285,7 @@ class Estimator:
             self._chains(objective.fork, step),
             keep=self._persistent,
             reference_losses=self._panel.reference_losses,
-            queries=probes,
+            probes=probes,
             on_steps=on_steps,
             gather=self._exchange.gather,
         )
@@ -434,14 +440,26 @@ class Estimator:
         if self._exchange.size > 1:
             fork.set_buffers(self._exchange.first([buffer.cpu() for buffer in fork.buffers()]))
 
-    def _probes(self, objective: Objective) -> dict[str, Objective]:
+    def _probes(self, objective: Objective) -> dict[str, Probe]:
         """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
         fork, loss_fn = objective.fork, objective.loss_fn
-        queries = {k: self._objective(Objective, fork, loss_fn, samples) for k, samples in self._panel.queries.items()}
-        tokens = {
-            k: self._objective(TokenObjective, fork, loss_fn, self.reference) for k in self._panel.reference_tokens
+        probes = {}
+        for key, (samples, places) in self._queries.items():
+            asked = None if samples is None else self._objective(Objective, fork, loss_fn, samples)
+            probes[key] = Probe(asked, None if places is None else places.to(fork.device))
+        for key in self._panel.reference_tokens:
+            probes[key] = Probe(self._objective(TokenObjective, fork, loss_fn, self.reference))
+        return probes
+
+    def _probed_at_fork(self, objective: Objective, probes: Mapping[str, Probe]) -> dict[str, float]:
+        """Mean of the losses that each observable asks for at w*."""
+        known = objective.at_fork
+        if not objective.per_sample and any(probe.places is not None for probe in probes.values()):
+            known = objective.sample_losses()
+        return {
+            key: float(probe.losses(lambda asked: [asked.sample_losses()], [known])[0].mean())
+            for key, probe in probes.items()
         }
-        return queries | tokens
 
     def _reference_point(self, step: int, objective: Objective) -> ReferencePoint:
         loss = float(objective.measure_fork())

@@ -10,6 +10,7 @@ from slt_callbacks.sampling.fork import Fork
 from slt_callbacks.sampling.loss import LossFn, LossFnError, check_loss, losses_of, resolve_loss
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior, default_nbeta
+from slt_callbacks.sampling.probes import Probe, split_from
 from slt_callbacks.sampling.ranks import Alone, Exchange, RankFailedError, Ranks, is_out_of_memory
 from slt_callbacks.sampling.reference import DEFAULT_NUM_SAMPLES, Reference, ReferenceSet, draw_reference
 from slt_callbacks.sampling.rng import generator, isolated_rng, seed_from
@@ -32,6 +33,7 @@ __all__ = [
     "LossFn",
     "LossFnError",
     "Objective",
+    "Probe",
     "RMSPropSGLD",
     "RankFailedError",
     "Ranks",
@@ -57,6 +59,7 @@ __all__ = [
     "resolve_loss",
     "resolve_step_size",
     "seed_from",
+    "split_from",
     "time_ratio",
     "warm_round",
 ]

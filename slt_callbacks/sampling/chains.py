@@ -12,6 +12,7 @@ from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.dynamics import Dynamics, State
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sampling.probes import Probe
 from slt_callbacks.sampling.rng import generator
 from slt_callbacks.stats import drift
 
@@ -178,7 +179,7 @@ class Sampler:
         chains: Cold ones (no displacement) burn in for ``num_burnin_steps``; warm ones as long as they drift.
         keep: Whether chains keep their final position (memory: chains x parameters).
         reference_losses: Whether draws carry the losses of the whole reference set.
-        queries: Further samples whose losses draws carry, by key.
+        probes: Further samples whose losses draws carry, by key.
         on_steps: Told how many gradient steps were just taken, for a progress bar.
         gather: Values of every process that runs some of the chains: warm ones are judged together.
 
@@ -192,7 +193,7 @@ class Sampler:
     chains: Sequence[Chain]
     keep: bool = False
     reference_losses: bool = False
-    queries: Mapping[str, Objective] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
     on_steps: Callable[[int], None] | None = None
     gather: Callable[[Any], list[Any]] = _alone
     num_burnin_steps: int = field(default=0, init=False)
@@ -223,8 +224,8 @@ class Sampler:
             index, between = divmod(step - num_burnin_steps, self.config.num_steps_bw_draws)
             if index < 0 or between:
                 continue
-            probed = {key: self.engine.probe(queries) for key, queries in self.queries.items()}
             reference = self._reference_losses(points)
+            probed = {key: probe.losses(self.engine.probe, reference) for key, probe in self.probes.items()}
             for place, point in enumerate(points):
                 yield Draw(
                     chain=point.chain,
@@ -233,13 +234,14 @@ class Sampler:
                     losses=point.losses,
                     loss=point.losses.mean(),
                     excess=objective.excess(point.losses, point.samples),
-                    reference_losses=reference[place],
+                    reference_losses=reference[place] if reference else None,
                     query_losses={key: losses[place] for key, losses in probed.items()},
                 )
 
-    def _reference_losses(self, points: list[Point]) -> Sequence[torch.Tensor | None]:
+    def _reference_losses(self, points: list[Point]) -> list[torch.Tensor]:
+        """Those of every point, where an observable asks for them."""
         if not self.reference_losses:
-            return [None] * len(points)
+            return []
         if self.engine.objective.per_sample and points[0].samples is None:
             return [point.losses for point in points]  # the SGLD step has just computed them
         return self.engine.probe(self.engine.objective)

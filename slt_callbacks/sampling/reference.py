@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from slt_callbacks.sampling.batches import (
     Batch,
     concatenate,
     describe,
+    has_rows,
     leaves,
     map_leaves,
     num_rows,
@@ -25,6 +27,7 @@ from slt_callbacks.sampling.batches import (
 from slt_callbacks.sampling.rng import generator, isolated_rng, seed_from
 
 DEFAULT_NUM_SAMPLES = 256
+_PLAIN = (str, int, float, list, tuple, type(None))  # leaves that their `repr` says all about
 _SAMPLES_STREAM, _AUGMENTATION_STREAM = 101, 102  # apart from the streams of the chains, which start at 0
 
 Reference = Dataset[Any] | DataLoader[Any] | Sequence[Batch] | Callable[[], Any]
@@ -89,6 +92,44 @@ class ReferenceSet:
             for leaf in leaves(group.batch):
                 checksum = zlib.crc32(_content(leaf), checksum)
         return f"{checksum:08x}"
+
+    def subset(self, places: torch.Tensor) -> ReferenceSet:
+        """The samples at `places`, int64 ``(B,)`` on the CPU, in that order."""
+        groups = [_Group(batch, where) for batch, where in self.batches(places)]
+        return ReferenceSet(groups, self.indices[places], self.source_size)
+
+    def find(self, samples: ReferenceSet) -> torch.Tensor:
+        """Where each of `samples` stands in this set, int64 ``(B,)``; -1 where it is not in it.
+
+        Samples are the same where all their tensors and strings are, to the last bit; labels too, if they are among
+        these.
+
+        Example:
+            >>> draw_reference([torch.tensor([5, 7])]).find(draw_reference([torch.tensor([7, 6])])).tolist()
+            [1, -1]
+        """
+        own = {digest: place for place, digest in self._digests()}
+        found = torch.full((len(samples),), -1)
+        for place, digest in samples._digests():
+            found[place] = own.get(digest, -1)
+        return found
+
+    def _digests(self) -> Iterator[tuple[int, bytes]]:
+        """Place of every sample, and what tells it from others; nothing for objects that may be equal or not."""
+        for group in self._groups:
+            everything = list(leaves(group.batch))
+            if not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in everything):
+                continue
+            shared = blake2b(signature(group.batch).encode())
+            for leaf in everything:
+                if not has_rows(leaf, group.size):
+                    shared.update(_content(leaf))
+            columns = [leaf for leaf in everything if has_rows(leaf, group.size)]
+            for row, place in enumerate(group.places.tolist()):
+                digest = shared.copy()
+                for column in columns:
+                    digest.update(_content(column[row]))
+                yield place, digest.digest()
 
     def few_of_each(self, limit: int) -> torch.Tensor:
         """Places of the first `limit` samples of every shape, int64, on the CPU."""
@@ -292,7 +333,7 @@ def _content(leaf: Any) -> Any:
     """The bytes of a leaf."""
     if isinstance(leaf, torch.Tensor):
         return leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    known = isinstance(leaf, (str, int, float, list, tuple))
+    known = isinstance(leaf, _PLAIN)
     return repr(leaf).encode() if known else b""  # of another object it may show the address
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slt_callbacks import LLC, SGLD, Influence, LossKernel, SamplerConfig, estimate
+from slt_callbacks.sampling import ReferenceSet
 
 SAMPLES, BLOCK, CHAINS, DRAWS = 24, 10, 3, 7
 
@@ -67,6 +68,58 @@ def test_queries_cost_one_pass_a_draw_and_a_second_observable_of_the_same_losses
     assert both.with_grad == kernel.with_grad
     # two more at the most, however long the chains: does it take queries at all, and their losses at w*
     assert 0 <= len(both.without) - len(kernel.without) - CHAINS * DRAWS <= 2
+
+
+def reference_and_more(order: list[int]) -> torch.Tensor:
+    """Rows of the reference set of `measure`, and, from its size on, others."""
+    torch.manual_seed(0)
+    nn.Linear(3, 2)
+    x = torch.cat([torch.randn(SAMPLES, 3), torch.randn(6, 3, generator=torch.Generator().manual_seed(1))])
+    return x[order]
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_queries_that_are_reference_samples_cost_no_forward_pass(batch_size: int | None) -> None:
+    _, kernel = measure({"kernel": LossKernel()}, batch_size)
+    _, both = measure({"kernel": LossKernel(), "influence": Influence([reference_and_more([7, 0, 7, 23])])}, batch_size)
+    assert both.with_grad == kernel.with_grad
+    assert 0 <= len(both.without) - len(kernel.without) <= 1  # does it take queries at all
+    _, mixed = measure({"kernel": LossKernel(), "influence": Influence([reference_and_more([7, 25, 0])])}, batch_size)
+    assert sum(mixed.without) - sum(both.without) == CHAINS * DRAWS + 1, "one other sample, at w* and at every draw"
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("loss", ["one a sample", "a mean"])
+def test_their_influence_is_what_it_is_with_samples_asked_about(
+    batch_size: int | None, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = [25, 7, 0, 24, 7, 23]
+
+    def bif() -> torch.Tensor:
+        observables = {"influence": Influence([reference_and_more(order)])}
+        if loss == "one a sample":
+            return measure(observables, batch_size)[0]["influence"]["bif"]  # type: ignore[no-any-return]
+        net = MeanOnly()
+        config = SamplerConfig(SGLD(1e-3), num_chains=2, num_draws=5, num_burnin_steps=0, batch_size=batch_size)
+        x = reference_and_more(list(range(SAMPLES)))
+        return estimate(net, [x], observables=observables, sampler=config)["influence"]["bif"]  # type: ignore[no-any-return]
+
+    shared = bif()
+    monkeypatch.setattr(ReferenceSet, "find", lambda _, samples: torch.full((len(samples),), -1))
+    torch.testing.assert_close(shared, bif(), rtol=1e-4, atol=1e-9)
+    assert shared.std(dim=0).min() > 1e-6, "no column is empty"
+    assert shared[:, 1].equal(shared[:, 4])
+
+
+class MeanOnly(nn.Linear):
+    """A module whose loss comes as the mean of a batch."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(3, 2)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self(batch).square().mean()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("batch_size", [None, 8])

@@ -159,6 +159,52 @@ def test_the_fingerprint_tells_other_samples_and_only_these(change: str) -> None
     assert (others[change].fingerprint == first.fingerprint) == (change == "nothing")
 
 
+class TestFind:
+    def test_every_sample_is_found_where_it_stands(self) -> None:
+        ragged = [X[:4], torch.arange(6.0).view(2, 3), X[4:]]
+        reference = draw_reference(ragged)
+        asked = draw_reference([X[[9, 0]], torch.tensor([[3.0, 4.0, 5.0]]), X[[2]] + 1, X[[3]]])
+        assert reference.find(asked).tolist() == [11, 0, 5, -1, 3]
+        assert reference.find(reference).tolist() == list(range(12))
+
+    @pytest.mark.parametrize("changed", ["x", "label", "name", "mask", "size", "dtype", "shape", "key", "nothing"])
+    def test_what_differs_in_anything_is_another_sample(self, changed: str) -> None:
+        batch = {"x": X, "label": Y, "name": [f"n{i}" for i in range(10)], "mask": torch.ones(7), "size": 3}
+        others: dict[str, Any] = {
+            "x": {"x": torch.where(torch.arange(X.numel()).view(X.shape) == 0, X + 1e-6, X)},
+            "label": {"label": Y + (torch.arange(10) == 0)},
+            "name": {"name": ["other", *batch["name"][1:]]},
+            "mask": {"mask": torch.zeros(7)},
+            "size": {"size": 4},
+            "dtype": {"label": Y.int()},
+            "shape": {"x": X[:, None]},
+            "key": {"other": Y},
+            "nothing": {},
+        }
+        other = batch | others[changed]
+        if changed == "key":
+            del other["label"]
+        found = draw_reference([batch]).find(draw_reference([other]))
+        whole = changed in ("mask", "size", "dtype", "shape", "key")
+        expected = [-1] * 10 if whole else [0 if changed == "nothing" else -1, *range(1, 10)]
+        assert found.tolist() == expected
+
+    def test_texts_cut_elsewhere_are_others(self) -> None:
+        one = {"x": torch.zeros(1), "first": ["ab"], "second": ["c"]}
+        other = {"x": torch.zeros(1), "first": ["a"], "second": ["bc"]}
+        assert draw_reference([one]).find(draw_reference([other])).tolist() == [-1]
+
+    def test_an_object_that_may_be_equal_or_not_is_never_found(self) -> None:
+        reference = draw_reference([(X, torch.nn.Identity())])  # every one of them says "Identity()"
+        assert reference.find(reference).tolist() == [-1] * 10
+
+    def test_a_subset_holds_its_samples_in_the_order_asked_for(self) -> None:
+        reference = draw_reference([X[:4], torch.arange(6.0).view(2, 3), X[4:]])
+        subset = reference.subset(torch.tensor([11, 4, 0]))
+        assert reference.find(subset).tolist() == [11, 4, 0]
+        assert subset.indices.tolist() == [11, 4, 0]
+
+
 def test_a_few_of_each_shape_are_where_they_are_said_to_be() -> None:
     reference = draw_reference([X[:4], torch.arange(6.0).view(2, 3), X[4:]])
     assert sorted(reference.few_of_each(3).tolist()) == [0, 1, 2, 4, 5]

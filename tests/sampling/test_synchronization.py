@@ -17,6 +17,7 @@ from slt_callbacks.sampling import (
     Fork,
     LocalPosterior,
     Objective,
+    Probe,
     Sampler,
     SamplerConfig,
     SequentialEngine,
@@ -156,7 +157,9 @@ def test_draws_and_what_observables_make_of_them_never_wait(
         objects = {"llc": LLC(), "kernel": LossKernel(), "influence": Influence(queries)}
         options = {key: value for key, value in sizes.items() if key not in ("reference", "batch_size")}
         asked = Objective(objective.fork, objective.loss_fn, draw_reference(queries), **options)
-        sampler, observables, verdict = sampling(objective, {"influence": asked}, objects)
+        places = torch.tensor([len(asked), 0, 1]).to(objective.fork.device)  # two of the reference set, and one beside
+        probes = {"all": Probe(asked), "influence": Probe(asked, places)}
+        sampler, observables, verdict = sampling(objective, probes, objects)
         for _, draws in sampler.draws():
             reads.clear()  # what a chain begins and ends with is another matter
             with Waits() as waits:
@@ -168,7 +171,7 @@ def test_draws_and_what_observables_make_of_them_never_wait(
             assert verdict.failed() == set()
 
 
-def sampling(objective: Objective, queries: dict[str, Objective], objects: dict[str, Any]) -> tuple[Any, Any, Any]:
+def sampling(objective: Objective, probes: dict[str, Probe], objects: dict[str, Any]) -> tuple[Any, Any, Any]:
     """A run of two chains, what takes its draws, and the verdict on them."""
     config = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=6, num_burnin_steps=2)
     sampler = Sampler(
@@ -176,13 +179,13 @@ def sampling(objective: Objective, queries: dict[str, Objective], objects: dict[
         config,
         make_chains(config, objective.fork.device, seed=0, step=0),
         reference_losses=True,
-        queries=queries,
+        probes=probes,
     )
     point = ReferencePoint(0, 1.0, objective.at_fork, torch.arange(len(objective)), 1.0, 1.0, 2, 6)
     panel, health = Panel(objects), ChainHealth()
     panel.reset(point)
     health.reset(point)
-    verdict = Verdict(1.0, len(objective.fork), objective.at_fork, len(objective), dict.fromkeys(queries, 1.0))
+    verdict = Verdict(1.0, len(objective.fork), objective.at_fork, len(objective), dict.fromkeys(probes, 1.0))
     return sampler, (panel, health), verdict
 
 
