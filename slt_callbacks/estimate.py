@@ -19,6 +19,7 @@ from slt_callbacks.observables.snapshots import check_entries
 from slt_callbacks.sampling import (
     Alone,
     Chain,
+    ChainMemory,
     Draw,
     EngineChoice,
     Exchange,
@@ -161,12 +162,11 @@ class Estimator:
         self._loss_fn = loss_fn
         self._seed = seed
         self._persistent = persistent
-        self._stores_on_cpu = store_chains == "cpu"
         self._exchange = Exchange(Alone() if ranks is None else ranks)
         self._engines = EngineChoice(self.config)
         self._block_size = self.config.block_size
         self._health = ChainHealth()
-        self._memory: dict[int, _Kept] = {}
+        self._memory = ChainMemory(on_cpu=store_chains == "cpu")
         self._direction: torch.Tensor | None = None
         self._per_sample: bool | None = None
         self._singles_at_once = False
@@ -175,14 +175,13 @@ class Estimator:
     def expected_steps(self) -> int:
         """Gradient steps of the next measurement in this process, if warm chains do not drift."""
         own = self._own(range(self.config.num_chains))
-        warm = len(self._memory.keys() & set(own))
+        warm = len(self._memory.past.keys() & set(own))
         return (len(own) - warm) * self.config.num_steps + warm * self.warm_steps
 
     @property
     def stored_bytes(self) -> int:
         """Memory of the chains that wait for the next measurement."""
-        tensors = [t for kept in self._memory.values() for t in (kept.displacement, *kept.state.values())]
-        return sum(tensor.nbytes for tensor in tensors)
+        return self._memory.num_bytes
 
     @property
     def warm_steps(self) -> int:
@@ -333,9 +332,7 @@ class Estimator:
             "engine": self._engines.name,
             "observables": self._panel.state_dict(),
             "direction": _to_cpu(self._direction) if chains else None,
-            "chains": {
-                index: vars(kept.to(torch.device("cpu"))) for index, kept in (self._memory.items() if chains else ())
-            },
+            "chains": self._memory.state_dict() if chains else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
@@ -353,7 +350,8 @@ class Estimator:
             for name, value in self._settings().items()
             if name in before and before[name] != value
         ]
-        self._memory, self._direction = {}, None
+        self._memory.clear()
+        self._direction = None
         if all(before.get(name, value) == value for name, value in self._samples().items()):
             self._panel.load_state_dict(state.get("observables", {}))
         if changed:
@@ -369,7 +367,7 @@ class Estimator:
             self._engines.name = state.get("engine", "auto")
         if self._persistent:
             self._direction = state.get("direction")
-            self._memory = {index: _Kept(**place) for index, place in state["chains"].items()}
+            self._memory.load_state_dict(state["chains"])
         return True
 
     def _settings(self) -> dict[str, Any]:
@@ -479,25 +477,9 @@ class Estimator:
 
     def _chains(self, fork: Fork, step: int) -> list[Chain]:
         """This process's chains: new random numbers, and the places where the last ones ended."""
-        for kept in self._memory.values():
-            if len(kept.displacement) != len(fork):
-                warnings.warn(
-                    f"The chains were kept for {len(kept.displacement)} trainable parameters, but the module now has "
-                    f"{len(fork)}: they start afresh.",
-                    stacklevel=2,
-                )
-                self._memory.clear()
-                break
-        past = {index: kept.sgld_step for index, kept in self._memory.items()}
-        chains = self._own(make_chains(self.config, fork.device, self._seed, step, past))
-        for chain in chains:
-            last = self._memory.get(chain.index)
-            if last is None:
-                continue
-            chain.displacement = last.displacement
-            # A copy: the dynamics moves it in place, and an attempt that fails must not.
-            chain.state = {name: value.to(fork.device, copy=True) for name, value in last.state.items()}
-            chain.sgld_step = last.sgld_step
+        self._memory.check(len(fork))
+        chains = self._own(make_chains(self.config, fork.device, self._seed, step, self._memory.past))
+        self._memory.resume(chains, fork.device)
         return chains
 
     def _sample(
@@ -515,7 +497,9 @@ class Estimator:
             failed |= bad
         sampler.sgld_steps = sum(self._exchange.gather(sampler.sgld_steps))
         sampler.num_burnin_steps = max(self._exchange.gather(sampler.num_burnin_steps))
-        self._remember([chain for chain in sampler.chains if chain.index not in failed])
+        ended_well = [chain for chain in sampler.chains if chain.index not in failed]
+        shared = self._persistent and self._exchange.size > 1
+        self._memory.keep(ended_well, self._exchange.gather if shared else None, self._exchange.rank)
         error = None
         if len(failed) == self.config.num_chains:
             error = f"all {len(failed)} chains diverged: try a smaller `step_size`, or a larger `localization`"
@@ -540,17 +524,6 @@ class Estimator:
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""
         return list(chains[self._exchange.rank :: self._exchange.size])
-
-    def _remember(self, chains: list[Chain]) -> None:
-        """Keep the chains for the next measurement; rank 0 those of all ranks, because it writes the checkpoints."""
-        own = {chain.index: kept for chain in chains if (kept := _kept(chain)) is not None}
-        if self._stores_on_cpu:
-            own = {index: kept.to(torch.device("cpu")) for index, kept in own.items()}
-        if self._persistent and self._exchange.size > 1:
-            parts = self._exchange.gather({index: kept.to(torch.device("cpu")) for index, kept in own.items()})
-            if self._exchange.rank == 0:
-                own = {index: kept for part in parts for index, kept in part.items()} | own
-        self._memory = own
 
     def _reset(self, point: ReferencePoint, lenient: bool = False) -> None:
         self._panel.reset(point, lenient)
@@ -668,27 +641,6 @@ def _undisturbed(module: nn.Module, seed: int) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Where a chain has ended: ``w - w*`` ``(P,)``, the state of its dynamics, and the steps that this has seen."""
-
-    displacement: torch.Tensor
-    state: dict[str, torch.Tensor]
-    sgld_step: int
-
-    def to(self, device: torch.device) -> _Kept:
-        """On another device; the displacement is never written to, and may be shared."""
-        state = {name: value.to(device) for name, value in self.state.items()}
-        return _Kept(self.displacement.to(device), state, self.sgld_step)
-
-
-def _kept(chain: Chain) -> _Kept | None:
-    """None for a chain that is not kept, or whose very last step, which no draw has seen, led nowhere."""
-    if chain.displacement is None or not bool(chain.displacement.isfinite().all()):
-        return None
-    return _Kept(chain.displacement, chain.state or {}, chain.sgld_step)
 
 
 def _problem_at_fork(loss: float, curvature: float, probed: Mapping[str, float]) -> str | None:

@@ -8,6 +8,7 @@ from slt_callbacks.sampling.dynamics import SGLD, Dynamics, RMSPropSGLD, resolve
 from slt_callbacks.sampling.engines import SHORTEST_RACE, EngineChoice, is_worth_it, time_ratio
 from slt_callbacks.sampling.fork import Fork
 from slt_callbacks.sampling.loss import LossFn, LossFnError, check_loss, losses_of, resolve_loss
+from slt_callbacks.sampling.memory import ChainMemory
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior, default_nbeta
 from slt_callbacks.sampling.probes import Probe, split_from
@@ -23,6 +24,7 @@ __all__ = [
     "SHORTEST_RACE",
     "Alone",
     "Chain",
+    "ChainMemory",
     "Draw",
     "Dynamics",
     "Engine",

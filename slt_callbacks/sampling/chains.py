@@ -126,6 +126,8 @@ class SequentialEngine:
         (chain,) = group
         fork = self.objective.fork
         fork.reset(chain.displacement)
+        if keep:
+            chain.displacement = None  # another one at the end: no need for both at once
         if chain.state is None:
             chain.state = self._dynamics.init(fork.position)
         noise = torch.empty(

@@ -79,6 +79,9 @@ class VectorizedEngine:
         """As in `Engine`."""
         fork = self.objective.fork
         self._positions, state = self._start(group)
+        if keep:
+            for chain in group:
+                chain.displacement = None  # another one at the end: no need for both at once
         longest = max(piece.stop - piece.start for piece in fork.pieces)
         noise = torch.empty(len(group), longest, dtype=fork.dtype, device=fork.device)
         anchors = fork.anchor_pieces()
@@ -107,11 +110,10 @@ class VectorizedEngine:
     @torch.no_grad()
     def _start(self, group: list[Chain]) -> tuple[torch.Tensor, State]:
         fork = self.objective.fork
-        rows = []
-        for chain in group:
+        positions = torch.empty(len(group), len(fork), dtype=fork.dtype, device=fork.device)
+        for row, chain in zip(positions, group, strict=True):
             fork.reset(chain.displacement)
-            rows.append(fork.position.clone())
-        positions = torch.stack(rows)
+            row.copy_(fork.position)
         states = [chain.state for chain in group if chain.state is not None]
         if len(states) < len(group):
             return positions, self._dynamics.init(positions)
@@ -121,15 +123,16 @@ class VectorizedEngine:
         """Losses ``(C, B)``, or ``(C,)`` where they come as a mean, and gradients of their means ``(C, P)``."""
         total = len(self.objective) if places[0] is None else len(places[0])
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        gradients = torch.zeros_like(self._positions)
+        gradients: torch.Tensor | None = None
         for batch, where, axis in self._batches(places):
             share = len(where) / total
             with warnings.catch_warnings():
                 # An operation without a batching rule is slow, which the race between the engines has seen.
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 gradient, losses = self._program(self._losses_at, self._positions, batch, axis, share, len(where))
-            gradients += gradient.detach()
+            gradients = gradient.detach() if gradients is None else gradients.add_(gradient.detach())
             parts.append((losses.detach(), where))
+        assert gradients is not None  # there is a batch at least
         return self._joined(parts, total), gradients
 
     def _joined(self, parts: list[tuple[torch.Tensor, torch.Tensor]], total: int) -> torch.Tensor:
