@@ -56,15 +56,22 @@ class Budget:
         return self._spent / training if training > 0 else math.inf
 
     def allows(self, steps: int = 1) -> bool:
-        """Whether a measurement of so many gradient steps, at the pace of the last, would stay within the limit."""
+        """Whether a measurement expected to take so many gradient steps would, as the last went, keep the limit."""
         if self.max_overhead is None or self._spent == 0:
             return True
         return self._spent + steps * self._pace <= self.max_overhead * self.training_seconds
 
     def spend(self, seconds: float, steps: int = 1) -> None:
-        """A measurement of so many gradient steps took so long."""
+        """A measurement took so long.
+
+        Args:
+            seconds: How long.
+            steps: Gradient steps that it was expected to take, so that chains which drift, and go on burning in, make
+                the next one look dear as well; 0 for one that failed and says nothing of others.
+        """
         self._spent += seconds
-        self._pace = seconds / max(steps, 1)
+        if steps:
+            self._pace = seconds / steps
 
     def add(self, seconds: float) -> None:
         """What publishing it took on top."""

@@ -568,16 +568,16 @@ class SLTMonitor(pl.Callback):
 
     def _attempt(self, estimator: Estimator, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Measurement:
         """Measure, whatever happens, and pay for it."""
-        step, start = trainer.global_step, time.perf_counter()
+        step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected_steps
         try:
-            with shown_by_lightning(), measurement_progress(trainer, estimator.expected_steps) as advance:
+            with shown_by_lightning(), measurement_progress(trainer, expected) as advance:
                 measurement = estimator.measure(pl_module, step, on_steps=advance)
         except Exception as error:  # noqa: BLE001  # whatever a measurement meets costs a measurement, not the run
             measurement = estimator.failed(step, f"{type(error).__name__}: {error}", start)
         if measurement.error is not None:
             kind = measurement.error.partition(":")[0]  # the texts may differ from one to the next
             self._warn_once(f"The measurement at step {step} failed: {measurement.error}.", kind)
-        self._budget.spend(measurement["cost"]["seconds"], measurement["cost"]["sgld_steps"] // trainer.world_size)
+        self._budget.spend(measurement["cost"]["seconds"], expected if measurement["cost"]["sgld_steps"] else 0)
         cost = {
             **measurement["cost"],
             "overhead": self._budget.overhead,

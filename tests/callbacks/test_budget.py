@@ -51,6 +51,32 @@ def test_a_kept_budget_stays_under_its_limit_in_a_long_run() -> None:
     assert 0.04 < measured / training <= 0.05
 
 
+def test_one_that_takes_longer_than_expected_makes_the_next_look_as_dear() -> None:
+    clock = Clock()
+    budget = Budget(0.1, clock)
+    budget.start()
+    clock.now = 100.0
+    budget.spend(1.0, steps=100)
+    assert budget.allows(steps=50)
+    clock.now += 3.0
+    budget.spend(3.0, steps=50)  # of chains that went on burning in: with the first it is 4 of 99
+    assert not budget.allows(steps=100)  # 4 + 6 of 99
+    assert budget.allows(steps=50)  # 4 + 3
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_that_failed_says_nothing_of_the_next(first: bool) -> None:
+    clock = Clock()
+    budget = Budget(0.1, clock)
+    budget.start()
+    clock.now = 100.0
+    if not first:
+        budget.spend(1.0, steps=100)
+    budget.spend(2.0, steps=0)  # before its first step
+    assert budget.allows(steps=100)
+    assert budget.allows(steps=700) == first  # 3 + 7 of 97
+
+
 def test_before_training_the_overhead_is_infinite() -> None:
     assert math.isinf(Budget(0.1, Clock()).overhead)
 

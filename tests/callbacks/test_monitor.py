@@ -20,8 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, MemorySink, SamplerConfig, SLTMonitor
+from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.monitor import _MOST_MATRIX_BYTES
-from slt_callbacks.sampling import draw_reference
+from slt_callbacks.sampling import draw_reference, warm_round
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
 
@@ -105,6 +106,21 @@ class TestWhen:
         trainer = fit(watched, max_steps=5)
         assert steps(watched) == [1]
         assert trainer.callbacks[0].state_dict()["skipped"] == 4  # type: ignore[attr-defined]
+
+    def test_the_budget_is_told_what_was_expected_and_nothing_of_a_failure(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            if len(told) == 1:
+                raise RuntimeError("not now")
+            return square_error(module, batch)
+
+        told: list[int] = []
+        monkeypatch.setattr(Budget, "spend", lambda _, seconds, steps: told.append(steps))
+        with pytest.warns(UserWarning, match="not now"):
+            fit(monitor(loss_fn=loss_fn, every_n_train_steps=1), max_steps=4)
+        warm = 2 * (warm_round(QUICK) + QUICK.num_draws)
+        assert told == [2 * QUICK.num_steps, 0, 2 * QUICK.num_steps, warm]
 
 
 class TestPassive:
