@@ -1,6 +1,6 @@
 """Watch the local learning coefficient (LLC) of a small language model rise while it learns to write Python.
 
-A 2-layer transformer reads the source of Python's own standard library, byte by byte. At more than twenty steps of the
+A 2-layer transformer reads the source of Python's own standard library, byte by byte. At some thirty steps of the
 training, dense in its first moments, SLTMonitor measures the LLC and logs it to Weights & Biases, next to the loss.
 It takes 2 to 4 minutes on two CPU cores. Nothing is downloaded and no W&B account is needed.
 
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
-from slt_callbacks import SGLD, SamplerConfig, SLTMonitor, log_linear_steps, stage_figure
+from slt_callbacks import SGLD, Alert, SamplerConfig, SLTMonitor, log_linear_steps, stage_figure
 
 VOCABULARY = 256  # bytes
 CONTEXT = 64
@@ -130,6 +130,7 @@ def make_monitor(held_out: TensorDataset, args: argparse.Namespace) -> SLTMonito
         num_samples=32 if args.smoke else 256,
         schedule=schedule,
         max_overhead=None,  # a real run keeps the default, 10 %; a demo this short could then measure only a few times
+        on_event=[Alert()],  # where a stage begins; online W&B sends it by mail or to Slack
         seed=args.seed,
     )
 
@@ -210,7 +211,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Train a small language model on Python's own standard library and watch its LLC.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--max-steps", type=int, default=3000, help="length of the training in optimizer steps")
+    parser.add_argument("--max-steps", type=int, default=4000, help="length of the training in optimizer steps")
     parser.add_argument("--d-model", type=int, default=64, help=f"width of the transformer, a multiple of {HEADS}")
     parser.add_argument("--layers", type=int, default=2, help="number of transformer blocks")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data, reference set and chains")

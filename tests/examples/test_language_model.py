@@ -98,7 +98,7 @@ def test_the_whole_story_has_at_least_twenty_measurements(home: Path) -> None:
     assert result.returncode == 0, result.stderr
     measurements, last, max_overhead = result.stdout.split()
     assert int(measurements) >= 20
-    assert (last, max_overhead) == ("3000", "None"), "up to the end, and none is left out"
+    assert (last, max_overhead) == ("4000", "None"), "up to the end, and none is left out"
 
 
 def test_help_explains_every_flag(home: Path) -> None:
@@ -108,5 +108,5 @@ def test_help_explains_every_flag(home: Path) -> None:
     text = " ".join(result.stdout.split())
     for flag in ("--max-steps", "--d-model", "--layers", "--seed", "--output-dir", "--smoke"):
         assert re.search(rf" {flag} [^(]*[a-z]{{4}}[^(]*\(default: ", text), flag
-    assert "(default: 3000)" in text
+    assert "(default: 4000)" in text
     assert not (home / "runs").exists()
