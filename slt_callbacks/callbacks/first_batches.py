@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slt_callbacks.observables import Observable, Panel
+from slt_callbacks.observables import Labels, Observable, Panel
 from slt_callbacks.sampling import LossFn, SamplerConfig, default_nbeta, map_leaves, num_rows, resolve_loss
 from slt_callbacks.sampling.objective import check_batch_size
 
@@ -78,7 +78,7 @@ def check_before_batches(
     resolve_loss(loss_fn, module)
     Panel(observables)
     for key, observable in observables.items():
-        if getattr(observable, "_labels", None) is not None:
+        if isinstance(getattr(observable, "labels", None), Labels):
             raise ValueError(
                 f"Expected `reference` with the `labels` of `observables[{key!r}]`, which belong to the rows of a data "
                 "set, but got None: give the data set as `reference`, or leave the labels out."

@@ -72,6 +72,7 @@ class Influence(SnapshotObservable):
     Attributes:
         order: Order of the rows: the given one, or that of the first snapshot from there on; or None.
         query_order: That of the columns.
+        labels: The given ones as `Labels`, or None.
 
     Raises:
         TypeError: If `queries` is None, or labels are no integers or strings.
@@ -110,7 +111,7 @@ class Influence(SnapshotObservable):
         self.queries = queries
         self.order = self._given_order = given_order(order)
         self.query_order = self._given_query_order = given_order(query_order)
-        self._labels = None if labels is None else Labels(labels, "labels")
+        self.labels = None if labels is None else Labels(labels, "labels")
         self._query_labels = None if query_labels is None else Labels(query_labels, "query_labels")
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
@@ -119,8 +120,8 @@ class Influence(SnapshotObservable):
         Raises:
             ValueError: If so.
         """
-        if self._labels is not None:
-            self._labels.check(reference.source_size, reference.indices, "reference")
+        if self.labels is not None:
+            self.labels.check(reference.source_size, reference.indices, "reference")
         check_order(self._given_order, len(reference))
         if queries is None:
             return
@@ -218,7 +219,7 @@ class Influence(SnapshotObservable):
         """Where each kind of statistic stands in what `_of_chain` gives."""
         num_pairs = len(self._point.indices) * len(self._point.query_indices)
         pairs = {"": slice(num_pairs)}
-        return pairs | {"group_": slice(num_pairs, None)} if self._labels or self._query_labels else pairs
+        return pairs | {"group_": slice(num_pairs, None)} if self.labels or self._query_labels else pairs
 
     def _follow(
         self, levels: Mapping[str, torch.Tensor], spread: Spread | None, last: Snapshot | None
@@ -243,15 +244,15 @@ class Influence(SnapshotObservable):
         """Class numbers and names of reference samples and of queries; a side without labels is one class."""
         rows, queries = self._point.indices, self._point.query_indices
         return (
-            self._labels.of(rows) if self._labels else torch.zeros_like(rows),
-            self._labels.names if self._labels else ["all"],
+            self.labels.of(rows) if self.labels else torch.zeros_like(rows),
+            self.labels.names if self.labels else ["all"],
             self._query_labels.of(queries) if self._query_labels else torch.zeros_like(queries),
             self._query_labels.names if self._query_labels else ["all"],
         )
 
     def _group_means(self, correlation: torch.Tensor) -> torch.Tensor | None:
         """Mean correlation by label ``(A, B)``; NaN for a class with no sample; None without labels."""
-        if not (self._labels or self._query_labels):
+        if not (self.labels or self._query_labels):
             return None
         rows, row_names, columns, column_names = self._codes()
         left = torch.nn.functional.one_hot(rows, len(row_names)).to(correlation)
@@ -288,7 +289,7 @@ class Influence(SnapshotObservable):
         nothing = torch.full((len(rows), len(columns)), torch.nan, dtype=torch.float64)
         result: dict[str, Any] = dict.fromkeys(("bif", "correlation", "within_bif", "within_correlation"), nothing)
         result |= dict.fromkeys(("shift", "sign_flips", "peaks"), math.nan) | {"events": []}
-        if self._labels or self._query_labels:
+        if self.labels or self._query_labels:
             groups = nothing.new_full((len(row_names), len(column_names)), math.nan)
             result |= {"group_means": groups, "group_flips": math.nan, "group_peaks": math.nan}
             result |= self._group_scalars(groups)

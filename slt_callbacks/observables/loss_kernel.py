@@ -44,6 +44,10 @@ class LossKernel(SnapshotObservable):
         per_token: Whether rows are the tokens of the samples, N x T of them, sample by sample. The loss function must
             return ``(B, T)``, and a forward pass a draw is spent on them. Labels are each token's sample's.
 
+    Attributes:
+        order: Order of the rows: the given one, or that of the first snapshot from there on; or None.
+        labels: The given ones as `Labels`, or None.
+
     Raises:
         TypeError: If `labels` are no integers or strings.
         ValueError: From `check`: labels or order of the wrong length, or more rows than memory has room for.
@@ -67,7 +71,7 @@ class LossKernel(SnapshotObservable):
         self.reference_losses = not per_token
         self.reference_tokens = per_token
         self.order = self._given_order = given_order(order)
-        self._labels = None if labels is None else Labels(labels, "labels")
+        self.labels = None if labels is None else Labels(labels, "labels")
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
         """Refuse, before training, labels, an order or a size that do not fit.
@@ -75,8 +79,8 @@ class LossKernel(SnapshotObservable):
         Raises:
             ValueError: If so.
         """
-        if self._labels is not None:
-            self._labels.check(reference.source_size, reference.indices, "reference")
+        if self.labels is not None:
+            self.labels.check(reference.source_size, reference.indices, "reference")
         check_entries(len(reference), len(reference), "a loss kernel", "lower `num_samples`")
         check_order(self._given_order, len(reference))
 
@@ -152,15 +156,15 @@ class LossKernel(SnapshotObservable):
     def _empty(self) -> dict[str, Any]:
         size = len(self._point.indices)
         names = ["trace", "effective_rank", "alignment"]
-        names += ["class_contrast", "label_alignment"] if self._labels is not None else []
+        names += ["class_contrast", "label_alignment"] if self.labels is not None else []
         matrices = ("covariance", "correlation", "within_covariance")
         nothing = torch.full((size, size), torch.nan, dtype=torch.float64)
         return dict.fromkeys(matrices, nothing) | dict.fromkeys(names, math.nan)
 
     def _row_labels(self, num_rows: int) -> torch.Tensor | None:
-        if self._labels is None:
+        if self.labels is None:
             return None
-        labels = self._labels.of(self._point.indices)
+        labels = self.labels.of(self._point.indices)
         return labels.repeat_interleave(num_rows // len(labels))  # a token has its sample's
 
     def _keep_order(self, correlation: torch.Tensor) -> None:
