@@ -149,9 +149,12 @@ class Estimator:
         check_loss_fn(loss_fn)
         check_seed(seed)
         self.reference = reference
-        self._panel = Panel(observables)
-        check_distinct(self._panel.observables)
-        self._panel.check(reference)
+        self._exchange = Exchange(Alone() if ranks is None else ranks)
+        with self._exchange.together():
+            self._panel = Panel(observables)
+            check_distinct(self._panel.observables)
+            self._panel.share_queries(self._exchange.first)
+            self._panel.check(reference)
         self._queries = {
             key: split_from(samples, reference) if self._panel.reference_losses else (samples, None)
             for key, samples in self._panel.queries.items()
@@ -162,7 +165,6 @@ class Estimator:
         self._loss_fn = loss_fn
         self._seed = seed
         self._persistent = persistent
-        self._exchange = Exchange(Alone() if ranks is None else ranks)
         self._engines = EngineChoice(self.config)
         self._block_size = self.config.block_size
         self._health = ChainHealth()
@@ -328,9 +330,10 @@ class Estimator:
         """
         return {
             "settings": self._settings(),
-            "step_size": self.dynamics.step_size,
+            "step_size": self._step_size(),
             "engine": self._engines.name,
             "observables": self._panel.state_dict(),
+            "queries": {key: queries.fingerprint for key, queries in self._panel.queries.items()},
             "direction": _to_cpu(self._direction) if chains else None,
             "chains": self._memory.state_dict() if chains else {},
         }
@@ -339,7 +342,7 @@ class Estimator:
         """Go on where `state_dict` was taken.
 
         After a change of settings or samples the chains start afresh, with a warning. What observables remember, such
-        as the order of a picture's rows, depends on the samples alone, and is lost with them only.
+        as the order of a picture's rows, depends on the samples and on their own queries alone, and is lost with these.
 
         Returns:
             Whether what comes can be compared with what was before.
@@ -353,7 +356,10 @@ class Estimator:
         self._memory.clear()
         self._direction = None
         if all(before.get(name, value) == value for name, value in self._samples().items()):
-            self._panel.load_state_dict(state.get("observables", {}))
+            asked = state.get("queries", {})
+            same = {key for key, queries in self._panel.queries.items() if asked.get(key) == queries.fingerprint}
+            own = self._panel.observables.keys() - self._panel.queries.keys()
+            self._panel.load_state_dict({k: v for k, v in state.get("observables", {}).items() if k in own | same})
         if changed:
             warnings.warn(
                 f"The checkpoint's chains were run with other settings or samples ({', '.join(changed)}): they start "
@@ -539,17 +545,21 @@ class Estimator:
     ) -> Measurement:
         results = self._panel.compute(lenient=error is not None)
         results["health"] = self._health.compute() | {
-            "step_size": math.nan if self.dynamics.step_size == "auto" else float(self.dynamics.step_size),
+            "step_size": math.nan if self._step_size() == "auto" else self._step_size(),
             "step_bias": self._step_bias(curvature),
             "num_burnin_steps": sampler.num_burnin_steps if sampler else 0,
             "nbeta": self.nbeta,
-            "localization": self.config.localization,
+            "localization": float(self.config.localization),
         }
         results["cost"] = {
             "seconds": 0.0 if start is None else time.perf_counter() - start,
             "sgld_steps": sampler.sgld_steps if sampler else 0,
         }
         return Measurement(step, results, error)
+
+    def _step_size(self) -> float | str:
+        step_size = self.dynamics.step_size
+        return "auto" if step_size == "auto" else float(step_size)  # of whatever kind it was
 
     def _step_bias(self, curvature: float) -> float:
         bias = getattr(self.dynamics, "step_bias", None)

@@ -6,12 +6,14 @@ import dataclasses
 import logging
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from slt_callbacks.estimate import Measurement
 from slt_callbacks.observables import LLC, Influence, LossKernel
@@ -237,7 +239,9 @@ def test_a_failed_chain_is_dropped_from_its_first_draw_on_and_counted(value: flo
         found = poisoned(1, at, value, {"held": Held()})
     assert not found.failed
     assert found["llc"]["per_chain"].isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(found["llc"]["per_chain"][[0, 2]], clean["llc"]["per_chain"][[0, 2]], rtol=0, atol=0)
+    torch.testing.assert_close(
+        found["llc"]["per_chain"][[0, 2]], clean["llc"]["per_chain"][[0, 2]], rtol=1e-9, atol=1e-15
+    )
     assert llc(found) == pytest.approx(float(clean["llc"]["per_chain"][[0, 2]].mean()))
     assert found["llc"]["loss_trace"][1].isnan().all()
     assert found["health"]["failed_chains"] == 1
@@ -518,6 +522,62 @@ def test_other_settings_of_the_chains_leave_what_observables_remember_of_the_sam
     assert resumed.state_dict()["chains"] == {}
     assert torch.equal(resumed.state_dict()["observables"]["kernel"]["order"], state["observables"]["kernel"]["order"])
     assert math.isfinite(resumed.measure(network(), 2)["kernel"]["alignment"])
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_other_queries_of_the_same_number_are_not_compared_on_resume(changed: bool) -> None:
+    def queried(shift: float) -> Estimator:
+        observables = {"kernel": LossKernel(), "influence": Influence([(X[:3] + shift, Y[:3])])}
+        config = settings(1e-3, num_draws=10)
+        return Estimator(draw_reference([(X, Y)]), squared_error, observables, config, persistent=True)
+
+    first = queried(0.0)
+    first.measure(network(), 1)
+    resumed = queried(1.0 if changed else 0.0)
+    assert resumed.load_state_dict(first.state_dict())
+    found = resumed.measure(network(), 2)
+    assert math.isnan(found["influence"]["shift"]) == changed
+    assert math.isfinite(found["kernel"]["alignment"])
+
+
+class Scalars:
+    """Numbers as numpy and torch give them."""
+
+    def reset(self, reference: Any) -> None:
+        self.seen: list[float] = []
+
+    def update(self, draw: Any) -> None:
+        self.seen.append(float(draw.excess))
+
+    def compute(self) -> dict[str, Any]:
+        values = np.array(self.seen)
+        return {
+            "double": np.median(values),
+            "single": np.float32(1.5),
+            "count": np.int64(len(values)),
+            "tensor": torch.tensor(2.5),
+            "vector": torch.tensor([1.0]),
+        }
+
+
+def test_numbers_of_numpy_and_torch_are_numbers_everywhere(tmp_path: Path) -> None:
+    config = settings(np.float64(1e-3), localization=np.float64(2.0), nbeta=np.float64(5.0))
+    estimator = Estimator(draw_reference(DATA), squared_error, {"own": Scalars()}, config, persistent=True)
+    found = estimator.measure(network(), 1)
+    scalars = found.scalars()
+    assert {key for key in scalars if key.startswith("own/")} == {"own/double", "own/single", "own/count", "own/tensor"}
+    assert {type(value) for value in scalars.values()} == {int, float}
+    assert isinstance(found["own"]["vector"], torch.Tensor)
+    torch.save([estimator.state_dict(), scalars], tmp_path / "state.pt")
+    state, _ = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert estimator.load_state_dict(state)
+
+
+def test_lists_and_tuples_are_one_structure() -> None:
+    collated = TensorDataset(X, Y)  # into a list of two tensors
+    observables = {"influence": Influence([(X, Y)]), "kernel": LossKernel()}
+    found = estimate(network(), collated, squared_error, observables=observables, sampler=settings(num_draws=10))
+    torch.testing.assert_close(found["influence"]["bif"], -found["kernel"]["covariance"], rtol=1e-9, atol=1e-15)
 
 
 def test_a_step_size_that_the_user_gave_is_never_changed() -> None:

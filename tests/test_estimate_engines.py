@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks import LLC, Estimator, LossKernel, RMSPropSGLD, SamplerConfig
+from slt_callbacks import LLC, Estimator, Influence, LossKernel, RMSPropSGLD, SamplerConfig
 from slt_callbacks.sampling import SHORTEST_RACE, draw_reference, engines
 from tests.problems import settings, squared_error
 
@@ -30,6 +30,23 @@ def estimator(config: SamplerConfig, loss_fn: Any = squared_error, **options: An
 
 def long_enough(**changes: Any) -> SamplerConfig:
     return settings(num_draws=20, num_burnin_steps=SHORTEST_RACE, **changes)
+
+
+class Stateful(nn.Module):
+    """Goes on from what it made of the last batch, as a recurrent network may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.last: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).tanh()
+        if self.last is not None and len(self.last) == len(hidden):
+            hidden = hidden + 0.1 * self.last
+        self.last = hidden.detach()
+        return self.second(hidden)  # type: ignore[no-any-return]
 
 
 class Calls:
@@ -93,6 +110,19 @@ class TestAutomaticEngine:
         one = estimator(long_enough(), loss_fn)
         assert not one.measure(network(), 1).failed
         assert one.state_dict()["engine"] == "sequential"
+
+    @pytest.mark.parametrize("engine", ["auto", "vectorized"])
+    @pytest.mark.parametrize("batch_size", [None, 4])
+    def test_what_a_module_keeps_from_a_batched_step_does_not_reach_the_others(
+        self, engine: Any, batch_size: int | None
+    ) -> None:
+        observables = {"llc": LLC(), "influence": Influence([(torch.ones(12, 3), torch.ones(12, 1))])}
+        config = long_enough(engine=engine, batch_size=batch_size)
+        one = Estimator(draw_reference(data()), squared_error, observables, config, persistent=True)
+        module = Stateful()
+        for step in (1, 2):
+            assert not one.measure(module, step).failed
+            assert module.last is None, "the live one least of all"
 
     def test_a_real_race_ends_with_one_of_the_two(self) -> None:
         one = estimator(long_enough(num_chains=8))

@@ -105,6 +105,29 @@ def test_buffers_are_those_of_rank_0() -> None:
         same(alone, rank)
 
 
+def test_queries_are_those_of_rank_0() -> None:
+    config = settings(num_chains=2, num_draws=20, engine="sequential")
+
+    def measure(ranks: Any, shift: float) -> Measurement:
+        x, y = data(4)[0]
+        queried = {"influence": Influence([(x + shift, y)])}
+        return Estimator(draw_reference(data()), squared_error, queried, config, ranks=ranks).measure(network(), 1)
+
+    alone = measure(None, 0.0)
+    for rank in on_ranks(2, lambda ranks: measure(ranks, float(ranks.rank))):
+        same(alone, rank, tolerance=1e-12)
+
+
+def test_queries_that_one_rank_cannot_draw_end_it_on_all() -> None:
+    def make(ranks: ThreadRank) -> Estimator:
+        queries = data(4) if ranks.rank == 0 else []
+        return Estimator(draw_reference(data()), squared_error, {"influence": Influence(queries)}, ranks=ranks)
+
+    for error in on_ranks(2, make):
+        assert isinstance(error, RankFailedError)
+        assert "rank 1: ValueError: observables['influence']" in str(error)
+
+
 def test_a_checkpoint_of_rank_0_holds_the_chains_of_all_and_suits_any_number_of_ranks() -> None:
     config = CONFIGS["sequential"]
 

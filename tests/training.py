@@ -25,6 +25,30 @@ QUIET: dict[str, Any] = {
 }
 
 
+MONITOR_YAML = """
+    - class_path: slt_callbacks.SLTMonitor
+      init_args:
+        reference: null
+        loss_fn: tests.training.square_error
+        num_samples: 16
+        every_n_train_steps: 2
+        max_overhead: null
+        sampler:
+          class_path: slt_callbacks.SamplerConfig
+          init_args:
+            num_chains: 2
+            num_draws: 4
+            num_burnin_steps: 2
+            dynamics:
+              class_path: slt_callbacks.SGLD
+              init_args:
+                step_size: 1.0e-4
+        on_event:
+          - class_path: slt_callbacks.Alert
+"""
+"""A quick monitor among the callbacks of a LightningCLI's trainer; a test replaces what it is about."""
+
+
 class Regression(pl.LightningModule):
     """BatchNorm and Dropout, which a careless monitor would disturb."""
 

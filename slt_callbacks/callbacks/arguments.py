@@ -53,8 +53,13 @@ def checked_reactions(reactions: Sequence[Reaction]) -> list[Reaction]:
     """What to do on an event, as a list of its own.
 
     Raises:
-        TypeError: If one cannot be called, or is a class.
+        TypeError: If they are no list, or one cannot be called or is a class.
     """
+    if not isinstance(reactions, Sequence) or isinstance(reactions, str):
+        raise TypeError(
+            "Expected `on_event` to be a list of functions (trainer, pl_module, event), but got "
+            f"{reactions!r}: write a list, such as [Alert()]."
+        )
     for reaction in reactions:
         if not callable(reaction) or isinstance(reaction, type):
             raise TypeError(
@@ -68,8 +73,13 @@ def checked_sinks(sinks: Sequence[Sink] | None) -> list[Sink] | None:
     """Where measurements go, as a list of its own; None stays None.
 
     Raises:
-        TypeError: If one lacks a method, or is a class.
+        TypeError: If they are no list, or one lacks a method or is a class.
     """
+    if sinks is not None and (not isinstance(sinks, Sequence) or isinstance(sinks, str)):
+        raise TypeError(
+            "Expected `sinks` to be a list of objects with `open`, `publish` and `close`, but got "
+            f"{sinks!r}: write a list, such as [MemorySink()]."
+        )
     for sink in sinks or ():
         if not isinstance(sink, Sink) or isinstance(sink, type):
             raise TypeError(f"Expected `sinks` to hold objects with `open`, `publish` and `close`, but got {sink!r}.")

@@ -117,7 +117,7 @@ def _run_calibrate(options: argparse.Namespace) -> int:
         found = calibrate(
             module,
             _imported("--reference", options.reference),
-            _imported("--loss", options.loss) if options.loss else None,
+            _imported("--loss-fn", options.loss_fn) if options.loss_fn else None,
             step_sizes=options.step_sizes,
             nbetas=options.nbetas,
             localizations=options.localizations,
@@ -201,7 +201,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--module", required=True, metavar="PACKAGE.CLASS", help="class of the module")
     add("--reference", required=True, metavar="PACKAGE.FUNCTION", help="gives the samples: a Dataset, DataLoader, ...")
-    add("--loss", metavar="PACKAGE.FUNCTION", help="(module, batch) -> losses; default: the module's own")
+    add("--loss-fn", "--loss", metavar="PACKAGE.FUNCTION", help="(module, batch) -> losses; default: the module's own")
     add("--init-args", type=_json_object, metavar="JSON", help="arguments of the class that were not saved")
     add("--num-samples", type=int, help=f"reference samples; default: {DEFAULT_NUM_SAMPLES}, or all where fewer")
     add("--seed", type=int, default=0, help="of the choice of samples and the chains; default: %(default)s")
@@ -225,7 +225,7 @@ def _replay(options: argparse.Namespace, on_skip: Callable[[Path, str], None]) -
     arguments: dict[str, Any] = {
         "module": _imported("--module", options.module),
         "reference": _imported("--reference", options.reference),
-        "loss_fn": _imported("--loss", options.loss) if options.loss else None,
+        "loss_fn": _imported("--loss-fn", options.loss_fn) if options.loss_fn else None,
         "observables": _imported("--observables", options.observables)() if options.observables else None,
         "sampler": SamplerConfig(SGLD(options.step_size), **config),
     }

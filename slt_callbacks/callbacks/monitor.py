@@ -26,6 +26,7 @@ from slt_callbacks.callbacks.arguments import (
     checked_sinks,
     shortened,
 )
+from slt_callbacks.callbacks.awaited import awaited_keys
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.first_batches import FirstBatches, check_before_batches
 from slt_callbacks.callbacks.forecast import Forecast
@@ -137,15 +138,20 @@ class SLTMonitor(pl.Callback):
     slt/figure (image)                    loss and LLC with stages and jumps, at the same times
     slt/kernel/trace, effective_rank      `LossKernel`: summed variance, directions the samples' losses move in
     slt/kernel/alignment, class_contrast  CKA with the last kernel; correlation within classes minus between
+    slt/kernel/label_alignment            CKA with the kernel that is 1 within classes
     slt/kernel/map (image)                the kernel, rows in one order over the whole run
-    slt/influence/shift, sign_flips       `Influence`: how much it moved; pairs that certainly changed sides
+    slt/influence/shift                   `Influence`: how much it moved
+    slt/influence/sign_flips, peaks       pairs that certainly changed sides, or turned
     slt/influence/group/<a>_to_<b>        mean correlation by label; positive helps
+    slt/influence/group_flips, ..._peaks  of these means
     slt/influence/map, events             an image; a table of the pairs and groups that moved most
+    slt-matrices-<run> (artifact)         the matrices, at events and at the end
     ====================================  ==================================================================
 
     ``slt/llc/mean`` is also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping. It is not there
     before the first measurement that has succeeded, and no number may stand in for it, so let EarlyStopping wait:
-    ``EarlyStopping("slt/llc/mean", strict=False)``; by default it ends a run whose metric is missing.
+    ``EarlyStopping("slt/llc/mean", strict=False)``; by default it ends a run whose metric is missing. A
+    ModelCheckpoint, which would end it as well, is told NaN, to which it prefers any number.
 
     Example:
         >>> import torch
@@ -293,7 +299,7 @@ class SLTMonitor(pl.Callback):
                 self._first_batches = FirstBatches(wanted)
             else:
                 self._estimator = self._make_estimator(trainer, self._reference, self._num_samples)
-        except (TypeError, ValueError) as error:
+        except (RankFailedError, TypeError, ValueError) as error:
             raise MisconfigurationException(f"SLTMonitor: {error}") from error
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -307,7 +313,10 @@ class SLTMonitor(pl.Callback):
         """Start the clock; measure before training where the schedule says so."""
         self._budget.start()
         self._first_step = trainer.global_step
-        if self._trigger.at_start() and trainer.global_step == 0:
+        if self._before and not self.history:  # a resume: what was there when the run was cut off
+            last = next((one for one in reversed(self._before) if not one.failed), None)
+            self._unlogged = _finite(publish_scalars(last)) if last is not None else {}
+        if self._trigger.at_start(trainer.global_step):
             self._measure(trainer, pl_module, log_step=0, on_step=None)
         elif self._begun is not None and self._begun[0] == trainer.global_step:
             self._measure(trainer, pl_module, log_step=self._begun[1], on_step=None)
@@ -323,6 +332,7 @@ class SLTMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure where a step trigger is due."""
+        self._unlogged |= dict.fromkeys(awaited_keys(trainer, self._names()), math.nan)
         self._log_metrics(pl_module, on_step=True)
         due = self._trigger.at_step(trainer.global_step)
         if self._trigger.by_time:
@@ -375,6 +385,15 @@ class SLTMonitor(pl.Callback):
             self._warn_once(f"Checkpoints go without the {what}, because {reason}. Training goes on.", f"state {what}")
             return otherwise
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the state of a monitor that measured something else, or with another seed: its run goes on here."""
+        states = checkpoint.get("callbacks", {})
+        others = [key for key in states if key.partition("{")[0] == type(self).__name__]
+        if self.state_key not in states and len(others) == 1:
+            self.load_state_dict(copy.deepcopy(states[others[0]]))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after a resume: nothing is measured twice, and chains need no burn-in."""
         if self._stage != "fit":  # Lightning also loads a checkpoint to test it, and the run's story must not change
@@ -397,6 +416,10 @@ class SLTMonitor(pl.Callback):
             self._restored = state_dict
         else:
             self._go_on(self._estimator, state_dict)
+
+    def _names(self) -> set[str]:
+        """What logged keys may begin with, after ``slt/``."""
+        return {*self._observables, "health", "cost"}
 
     def _asked(self, schedule: Callable[[int], bool], step: int) -> bool:
         """What the user's schedule says; one that raises is reported once, and nothing is due."""
@@ -513,11 +536,23 @@ class SLTMonitor(pl.Callback):
             **self._media(measurement),
         )
         self._publish(publication, pl_module, on_step)
+        self._tell_silent_keys(publication)
         for new in found:
             for reaction in self._reactions:
                 self._safely(reaction, "__call__", trainer, pl_module, new.event)
         self._budget.add(max(time.perf_counter() - start - measurement["cost"]["seconds"], 0.0))
         self._tell_cost(trainer, estimator, measurement)
+
+    def _tell_silent_keys(self, publication: Publication) -> None:
+        """Once: a detector on a number that a measurement which has succeeded did not give will wait for ever."""
+        if publication.measurement.failed:
+            return
+        for key in self._watch.settings().keys() - publication.scalars.keys():
+            start = key.rpartition("/")[0] + "/"
+            there = sorted(other for other in publication.scalars if other.startswith(start))
+            self._warn_once(
+                f"`detectors` watches {key!r}, which no measurement gives: there is {', '.join(there) or 'none'}."
+            )
 
     def _report(self) -> Report:
         rows = [found.row() for found in self._watch.found]
@@ -588,7 +623,7 @@ class SLTMonitor(pl.Callback):
 
     def _publish(self, publication: Publication, pl_module: pl.LightningModule, on_step: bool | None) -> None:
         # EarlyStopping would end the run over a NaN.
-        self._unlogged = {key: float(value) for key, value in publication.scalars.items() if math.isfinite(value)}
+        self._unlogged = _finite(publication.scalars)
         # What Lightning is told before the first batch would come back at the end of every epoch: it waits for a batch.
         if on_step is not None:
             self._log_metrics(pl_module, on_step)
@@ -640,6 +675,10 @@ class SLTMonitor(pl.Callback):
             "detectors": self._watch.settings(),
             "seed": self._seed,
         }
+
+
+def _finite(scalars: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in scalars.items() if math.isfinite(value)}
 
 
 def _default_sinks(trainer: pl.Trainer) -> list[Sink]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -64,10 +65,14 @@ class SaveCheckpoint:
     """Save the weights at a jump or a new stage, and the last ones from before it that a ModelCheckpoint has kept.
 
     ``step=<step>-jump.ckpt``, or ``-stage.ckpt``, is of the measurement that gave the news; ``before-jump-<name>`` is
-    a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the jump or the boundary.
+    a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the jump or the boundary. An
+    event of your own detector is news as well: ``-event.ckpt``, and a copy from before that measurement.
 
     Args:
         dirpath: Where to; made when it is needed.
+
+    Raises:
+        TypeError: If `dirpath` is no path.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -81,17 +86,25 @@ class SaveCheckpoint:
     """
 
     def __init__(self, dirpath: str | Path) -> None:
+        if not isinstance(dirpath, (str, os.PathLike)):
+            raise TypeError(
+                f'Expected `dirpath` to be the path of a folder, but got {dirpath!r}: write SaveCheckpoint("events").'
+            )
         self._dirpath = Path(dirpath)
 
     def __call__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: Any) -> None:
         """Save, on all ranks together."""
         if not is_news(event):
             return
-        kind = "jump" if isinstance(event, JumpEvent) else "stage"
+        kind, begin = "event", trainer.global_step  # of one of the user's own nothing is known but when it was found
+        if isinstance(event, JumpEvent):
+            kind, begin = "jump", event.onset_step
+        elif isinstance(event, StageEvent):
+            kind, begin = "stage", event.step
         _save(trainer, self._dirpath / f"step={trainer.global_step}-{kind}.ckpt")
         if not trainer.is_global_zero:
             return
-        kept = _kept_before(trainer, event.onset_step if isinstance(event, JumpEvent) else event.step)
+        kept = _kept_before(trainer, begin)
         if kept is not None:
             shutil.copy2(kept, self._dirpath / f"before-{kind}-{kept.name}")
 
@@ -99,8 +112,8 @@ class SaveCheckpoint:
 class StopTraining:
     """Stop at the end of the batch in which the n-th transition was found.
 
-    A jump and the boundary that it makes are one transition, and a boundary that was withdrawn is none. They are
-    counted in ``monitor.events``, so those from before a resume count as well.
+    A jump and the boundary that it makes are one transition, and a boundary that was withdrawn is none; every event of
+    your own detector is one. They are counted in ``monitor.events``, so those from before a resume count as well.
 
     Args:
         after: n.
@@ -128,12 +141,14 @@ class StopTraining:
 
 
 def is_news(event: Any) -> bool:
-    """Whether an event is a jump or a new boundary, and not the correction of one."""
-    return isinstance(event, JumpEvent) or (isinstance(event, StageEvent) and event.kind == "announced")
+    """Whether an event is a jump, a new boundary or of the user's own kind: no correction, and not of the sampler."""
+    if isinstance(event, StageEvent):
+        return event.kind == "announced"
+    return not isinstance(event, (FailureEvent, StepSizeEvent))
 
 
 def num_transitions(events: Sequence[Any]) -> int:
-    """Jumps, and boundaries that are announced, not withdrawn, and not the boundary of a jump.
+    """Jumps, events of the user's own, and boundaries that are announced, not withdrawn, and not those of a jump.
 
     Example:
         >>> jump = JumpEvent(step=130, index=13, direction=1, delta=5.0, z=9.0, onset_step=120, onset_index=12)
@@ -150,7 +165,8 @@ def num_transitions(events: Sequence[Any]) -> int:
         and (event.key, event.boundary_id) not in withdrawn
         and not any(_same(jump, event) for jump in jumps)
     ]
-    return len(jumps) + len(boundaries)
+    own = [event for event in events if is_news(event) and not isinstance(event, (JumpEvent, StageEvent))]
+    return len(jumps) + len(boundaries) + len(own)
 
 
 def describe(event: Any) -> tuple[str, str] | None:

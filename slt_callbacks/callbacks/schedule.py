@@ -130,9 +130,16 @@ class Trigger:
             return self._interval.total_seconds() / seconds_per_step
         return None
 
-    def at_start(self) -> bool:
-        """Whether a measurement is due before the first optimizer step; also starts the clock."""
+    def at_start(self, step: int = 0) -> bool:
+        """Whether a measurement is due before the first optimizer step; also starts the clock.
+
+        Args:
+            step: Optimizer steps done: a run may be some way on when it is given a monitor, and owes it nothing.
+        """
         self._last_time = time.monotonic()
+        if step > 0:
+            self.last_step = step if self.last_step < 0 else self.last_step
+            return False
         return self._schedule is not None and self.last_step < 0 and self._crossed(0)
 
     def at_step(self, step: int) -> bool:

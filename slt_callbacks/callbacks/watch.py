@@ -117,7 +117,7 @@ class Watch:
             watched; else of another observable that has a mean; None without one.
 
     Raises:
-        TypeError: If a detector has no `update`.
+        TypeError: If `detectors` is no dict, or a detector has no `update`.
         ValueError: If a key is not ``slt/``, an observable's name, a slash and the name of a number.
 
     Example:
@@ -135,6 +135,11 @@ class Watch:
         detectors: Mapping[str, Detector | Sequence[Detector]] | None = None,
         observables: Mapping[str, Observable] | None = None,
     ) -> None:
+        if detectors is not None and not isinstance(detectors, Mapping):
+            raise TypeError(
+                f"Expected `detectors` to be a dict by logged key, but got {detectors!r}: write "
+                '{"slt/llc/mean": JumpDetector()}.'
+            )
         given = dict(detectors or {})
         for key in given:
             _check_key(key, observables)
@@ -374,9 +379,9 @@ def _boundaries(events: Sequence[Any]) -> int:
 
 
 def _check_key(key: str, observables: Mapping[str, Observable] | None) -> None:
-    observable, name = _parts(key)
+    observable, name = _parts(key) if isinstance(key, str) else ("", "")
     logged = None if observables is None else [*observables, "health", "cost"]
-    if not key.startswith("slt/") or not name or (logged is not None and observable not in logged):
+    if not name or not key.startswith("slt/") or (logged is not None and observable not in logged):
         known = ", ".join(f"slt/{known}/..." for known in logged or ("llc",))
         raise ValueError(f"Expected the keys of `detectors` to be logged ones, {known}, but got {key!r}.")
 

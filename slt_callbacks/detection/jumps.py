@@ -132,7 +132,7 @@ class JumpDetector:
         Args:
             step: training step, larger than the last one.
             value: the scalar; NaN is a missing point.
-            stderr: its standard error, same unit; None or NaN where unknown.
+            stderr: its standard error, same unit; None, NaN or not above 0 where unknown.
             num_chains: chains behind it.
             per_chain: the chains' own estimates, shape (C,). Not used: a standard error from the chains' differences to
                 the measurement before, which has none of their persistent offsets, is no better in the place of

@@ -57,7 +57,7 @@ class NoiseModel:
 
         Args:
             value: the estimate; one that is not finite, in single precision, is a missing point, which keeps its place.
-            stderr: its standard error over chains, same unit; unknown where None, 0, or not finite as above.
+            stderr: its standard error over chains, same unit; unknown where None, not above 0, or not finite as above.
             num_chains: chains behind it; 4 where unknown.
         """
         error = float(stderr) if stderr is not None and 0 < stderr <= _LARGEST else math.nan

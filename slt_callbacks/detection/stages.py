@@ -190,7 +190,7 @@ class StageDetector:
         Args:
             step: training step, larger than the last one.
             value: the LLC, or any scalar; NaN is a missing point.
-            stderr: its standard error, same unit; None or NaN where unknown.
+            stderr: its standard error, same unit; None, NaN or not above 0 where unknown.
             loss: the loss at that step, for the types; None or NaN where unknown.
             num_chains: chains behind the value.
             per_chain: the chains' own estimates, shape (C,). Not used: a standard error from the chains' differences to

@@ -56,7 +56,8 @@ class Influence(SnapshotObservable):
     certain signs are expected among all pairs; a false flip needs two of them, with opposite signs.
 
     **Cost.** A forward pass over the queries at every draw; those that are reference samples as well, to the last bit
-    of everything in them, cost none, for their losses are known.
+    of everything in them, cost none, for their losses are known. Where a loss compares the samples of its batch,
+    queries that are no reference samples are compared among themselves.
 
     **Memory.** A measurement takes 31 matrices of N x Q doubles at its peak (16 MB at N = Q = 256). A checkpoint holds
     29 bytes a pair (1.9 MB): in single precision the last correlation, and what was certain until then.

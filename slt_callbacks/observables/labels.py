@@ -12,7 +12,7 @@ class Labels:
     """One class a sample of a whole data set; the drawn samples pick theirs.
 
     Args:
-        values: Integers or strings, ``(size,)``: a list, a tensor or an array.
+        values: Integers or strings, ``(size,)``: a list, also of NumPy's, a tensor or an array.
         name: What to call them in messages.
 
     Attributes:
@@ -30,6 +30,8 @@ class Labels:
 
     def __init__(self, values: Any, name: str) -> None:
         items = values.tolist() if hasattr(values, "tolist") else values
+        if isinstance(items, (list, tuple)):
+            items = [item.tolist() if hasattr(item, "tolist") else item for item in items]
         if not isinstance(items, Sequence) or isinstance(items, str) or not all(map(_is_label, items)):
             raise TypeError(
                 f"Expected `{name}` to hold one integer or string a sample, but got {type(values).__name__} of "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from slt_callbacks.observables.base import Observable, ReferencePoint
 from slt_callbacks.observables.llc import LLC
 from slt_callbacks.sampling import Draw, Reference, ReferenceSet, draw_reference
-from slt_callbacks.sampling.batches import Batch, map_leaves
+from slt_callbacks.sampling.batches import Batch, as_lists, map_leaves
 
 RESERVED_NAMES = ("health", "cost", "step", "stage", "jump", "detection", "stages", "events")
 
@@ -48,6 +49,10 @@ class Panel:
         self.reference_losses = any(getattr(o, "reference_losses", False) for o in self.observables.values())
         self.reference_tokens = [k for k, o in self.observables.items() if getattr(o, "reference_tokens", False)]
         self._held: list[tuple[Observable, Draw]] = []
+
+    def share_queries(self, first: Callable[[dict[str, ReferenceSet]], dict[str, ReferenceSet]]) -> None:
+        """Take those of rank 0, as `first` gives them: what draws them may answer otherwise on another rank."""
+        self.queries = first(self.queries)
 
     def check(self, reference: ReferenceSet) -> None:
         """Let every observable refuse a reference set, or queries, that it cannot work with.
@@ -112,7 +117,7 @@ class Panel:
         self._held = []
 
     def compute(self, lenient: bool = False) -> dict[str, dict[str, Any]]:
-        """Every result by key.
+        """Every result by key, single numbers as builtins.
 
         Args:
             lenient: Whether an observable that raises gives an empty result: a user's own may need a draw to compute.
@@ -120,7 +125,7 @@ class Panel:
         results = {}
         for key, observable in self.observables.items():
             try:
-                results[key] = dict(observable.compute())
+                results[key] = {name: _builtin(value) for name, value in observable.compute().items()}
             except Exception:
                 if not lenient:
                     raise
@@ -150,6 +155,12 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
     return dict(observables)
 
 
+def _builtin(value: Any) -> Any:
+    """A number of any kind as an int, a float or a bool, which every logger and every checkpoint can take."""
+    number = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+    return value.item() if number else value
+
+
 def _draw_queries(key: str, queries: Reference) -> ReferenceSet:
     try:
         return draw_reference(queries)
@@ -169,7 +180,7 @@ def _structure(samples: ReferenceSet) -> str:
             return type(leaf).__name__
         return "floating" if leaf.is_floating_point() else str(leaf.dtype)
 
-    return repr(map_leaves(kind, _first(samples)))
+    return repr(as_lists(map_leaves(kind, _first(samples))))
 
 
 def _described(samples: ReferenceSet) -> str:

@@ -57,13 +57,15 @@ def alignment(a: torch.Tensor, b: torch.Tensor) -> float:
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     """Cosine of the angle between two matrices of one shape, each read as a vector; NaN where one is zero.
 
+    Within [-1, 1], which rounding would leave.
+
     Example:
         >>> cosine(torch.eye(2), torch.ones(2, 2)) == 2 / 2 ** 0.5 / 2
         True
     """
     a, b = a.double(), b.double()
     scale = float(a.norm() * b.norm())
-    return float((a * b).sum()) / scale if scale > 0 else math.nan
+    return float(((a * b).sum() / scale).clamp(-1.0, 1.0)) if scale > 0 else math.nan
 
 
 def label_kernel(labels: torch.Tensor) -> torch.Tensor:

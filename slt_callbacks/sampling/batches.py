@@ -112,6 +112,20 @@ def has_rows(leaf: Any, size: int) -> bool:
     return _is_strings(leaf) and len(leaf) == size
 
 
+def as_lists(batch: Batch) -> Batch:
+    """The same with a list for every plain tuple: `default_collate` makes lists where a user writes tuples.
+
+    Example:
+        >>> as_lists((1, {"x": (2, [3])}))
+        [1, {'x': [2, [3]]}]
+    """
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return [as_lists(item) for item in batch]
+    if isinstance(batch, dict):
+        return {key: as_lists(value) for key, value in batch.items()}
+    return batch
+
+
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """One batch out of several of one `signature`, samples in the order given.
 

@@ -70,7 +70,7 @@ class Dynamics(Protocol):
 
 
 @dataclass(frozen=True)
-class SGLD:
+class SGLD(Dynamics):  # by name: LightningCLI forgets the class of what is a dataclass and nothing else
     r"""Stochastic gradient Langevin dynamics.
 
     .. math:: w \leftarrow w - \tfrac{\epsilon}{2}\left[nbeta \nabla L_m(w) + localization (w - w^*)\right]
@@ -133,7 +133,7 @@ class SGLD:
 
 
 @dataclass(frozen=True)
-class RMSPropSGLD:
+class RMSPropSGLD(Dynamics):
     r"""SGLD with a diagonal preconditioner from a running average of squared loss gradients.
 
     .. math:: w \leftarrow w - \tfrac{\epsilon}{2} G \left[nbeta \nabla L_m(w) + localization (w - w^*)\right]

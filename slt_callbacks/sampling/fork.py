@@ -289,3 +289,9 @@ def _drop_watchers(submodule: nn.Module) -> None:
                 key for key, hook in hooks.items() if str(getattr(hook, "__module__", "")).startswith("wandb.")
             ]:
                 del hooks[key]
+
+
+def twin_of(module: nn.Module) -> nn.Module:
+    """A copy on the same weights and buffers: what a module keeps from inside vmap must not reach the chains."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return _copy_module(module, shared, lambda tensor: tensor)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from slt_callbacks.sampling.batches import Batch, describe, leaves
 
-LossFn = Callable[[Any, Batch], torch.Tensor]
+if TYPE_CHECKING:
+    LossFn = Callable[[Any, Batch], torch.Tensor]
+else:  # LightningCLI would refuse a function that does not say that it returns a tensor
+    LossFn = Callable[[Any, Batch], Any]
 """``(module, batch) -> losses``: one a sample ``(B,)``, one a token ``(B, T)`` (averaged), or a scalar mean."""
 
 
@@ -119,8 +122,9 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
     try:
         returned = loss_fn(module, batch)
     except Exception as error:
-        hint = "" if loss_fn is not _training_step else " Pass `loss_fn` instead of relying on `training_step`."
-        raise LossFnError(f"`loss_fn` raised {type(error).__name__} on {describe(batch)}: {error}.{hint}") from error
+        raise LossFnError(
+            f"`loss_fn` raised {type(error).__name__} on {describe(batch)}: {error}. {_what_to_write(loss_fn, batch)}"
+        ) from error
     losses = as_losses(returned, size)
     if [leaf._version for leaf in tensors] != versions:
         raise ValueError(
@@ -137,6 +141,19 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
             ".item()."
         )
     return losses.ndim == 1
+
+
+def _what_to_write(loss_fn: LossFn, batch: Batch) -> str:
+    """How a loss function that raised may be mended."""
+    if loss_fn is _training_step:
+        hint = "Pass `loss_fn` instead of relying on `training_step`."
+    elif loss_fn is _per_sample_method:
+        hint = "It was called as module.per_sample_loss(batch)."
+    else:
+        hint = "It was called as loss_fn(module, batch) and has to return the losses."
+    if isinstance(batch, torch.Tensor):  # of (x, y) each tensor is taken for a batch of its own
+        hint += " If `reference` is one batch of several tensors, write [batch]."
+    return hint
 
 
 def _per_sample_method(module: Any, batch: Batch) -> torch.Tensor:

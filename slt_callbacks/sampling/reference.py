@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from slt_callbacks.sampling.batches import (
     Batch,
+    as_lists,
     concatenate,
     describe,
     has_rows,
@@ -30,7 +31,8 @@ DEFAULT_NUM_SAMPLES = 256
 _PLAIN = (str, int, float, list, tuple, type(None))  # leaves that their `repr` says all about
 _SAMPLES_STREAM, _AUGMENTATION_STREAM = 101, 102  # apart from the streams of the chains, which start at 0
 
-Reference = Dataset[Any] | DataLoader[Any] | Sequence[Batch] | Callable[[], Any]
+# Without the types of their samples, which LightningCLI would take for the class to make.
+Reference = Dataset | DataLoader | Sequence[Batch] | Callable[[], Any]  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ class ReferenceSet:
             everything = list(leaves(group.batch))
             if not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in everything):
                 continue
-            shared = blake2b(signature(group.batch).encode())
+            shared = blake2b(signature(as_lists(group.batch)).encode())
             for leaf in everything:
                 if not has_rows(leaf, group.size):
                     shared.update(_content(leaf))
-            columns = [leaf for leaf in everything if has_rows(leaf, group.size)]
+            rows = (leaf for leaf in everything if has_rows(leaf, group.size))
+            columns = [leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf for leaf in rows]
             for row, place in enumerate(group.places.tolist()):
                 digest = shared.copy()
                 for column in columns:
@@ -175,7 +178,7 @@ def draw_reference(
         at_most: Without `num_samples`: so many, or all where there are fewer.
 
     Raises:
-        TypeError: If `source` is none of the above, or `seed` no integer.
+        TypeError: If `source` is none of the above or holds a sparse tensor, or `seed` is no integer.
         ValueError: If there are fewer samples than asked for, none at all, or one that is not finite.
 
     Example:
@@ -231,8 +234,13 @@ def _from_source(source: Any, limit: int | None, seed: int) -> ReferenceSet:
         samples = list(islice(iter(source), wanted))
         _check_some(len(samples))
         return _collated(samples, torch.arange(len(samples)), collate)
-    if isinstance(source, (list, tuple)) and not isinstance(source, str):
+    if isinstance(source, (list, tuple)):
         return _from_batches(list(source), limit, seed)
+    if isinstance(source, (str, bytes)):
+        raise TypeError(
+            "Expected `reference` to be a Dataset, a DataLoader, a list of batches or a function that returns one of "
+            f"these, but got {source!r}: give the data itself, not its name."
+        )
     if isinstance(source, torch.Tensor) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
         raise TypeError(
             "Expected `reference` to be a Dataset, a DataLoader, a list of batches or a function that returns one of "
@@ -266,10 +274,12 @@ def _collated(
     try:
         batch = collate(samples)
     except (TypeError, RuntimeError) as error:
+        _check_dense(samples)
         raise type(error)(
             f"The samples of `reference` could not be collated into one batch ({error}). Give a DataLoader with a "
             "`collate_fn` that pads them, or a list of batches."
         ) from error
+    _check_dense(batch)
     if num_rows(batch) != len(samples):
         raise ValueError(
             f"Expected `collate_fn` to stack {len(samples)} samples along the first dimension, but got "
@@ -279,6 +289,8 @@ def _collated(
 
 
 def _from_batches(batches: list[Batch], limit: int | None, seed: int, whole: bool = True) -> ReferenceSet:
+    for batch in batches:
+        _check_dense(batch)
     sizes = [num_rows(batch) for batch in batches]
     chosen = _choose(sum(sizes), limit, seed)
     columns: dict[str, list[tuple[Batch, torch.Tensor]]] = {}
@@ -304,7 +316,16 @@ def _choose(available: int, limit: int | None, seed: int) -> torch.Tensor:
 
 def _check_some(available: int) -> None:
     if available == 0:
-        raise ValueError("Expected `reference` to hold samples, but it is empty: give at least 2.")
+        raise ValueError("Expected `reference` to hold samples, but it is empty: give at least 1.")
+
+
+def _check_dense(batch: Batch) -> None:
+    for leaf in leaves(batch):
+        if isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided:
+            raise TypeError(
+                f"Expected `reference` to hold dense tensors, but got one of layout {leaf.layout}: write "
+                "tensor.to_dense()."
+            )
 
 
 def _private(batch: Batch) -> Batch:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from typing import Any
 
 import torch
 from torch import nn
 from torch.func import vmap
 
 from slt_callbacks.sampling.batches import Batch, has_rows, leaves, map_leaves, take_rows
+from slt_callbacks.sampling.fork import twin_of
 from slt_callbacks.sampling.loss import LossFn, losses_of
 from slt_callbacks.sampling.ranks import is_out_of_memory
 
@@ -60,7 +59,7 @@ class Singles:
             RuntimeError: If `torch.vmap` refuses the module.
         """
         if self._twin is None:
-            self._twin = _twin(self._module)
+            self._twin = twin_of(self._module)
         twin, rows = self._twin, [leaf for leaf in leaves(batch) if has_rows(leaf, size)]
         if not all(isinstance(row, torch.Tensor) for row in rows):
             raise TypeError("only tensors can be batched")
@@ -85,9 +84,3 @@ def go_at_once(loss_fn: LossFn, module: nn.Module, batch: Batch, size: int) -> b
     except Exception:  # noqa: BLE001  # as above
         return False
     return torch.allclose(found, singles.one_by_one(batch, size), rtol=1e-3)
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """A copy on the same weights and buffers: what a module keeps from inside vmap must not reach the chains."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)

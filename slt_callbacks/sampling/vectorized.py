@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from slt_callbacks.sampling.batches import Batch, map_leaves
 from slt_callbacks.sampling.chains import Chain, Point
 from slt_callbacks.sampling.dynamics import Dynamics, State
+from slt_callbacks.sampling.fork import twin_of
 from slt_callbacks.sampling.loss import losses_of
 from slt_callbacks.sampling.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior
@@ -223,7 +224,7 @@ class LossesAt:
 
     def __init__(self, objective: Objective) -> None:
         self._holder = _Holder(objective)
-        trainable = [(name, p) for name, p in objective.fork.module.named_parameters() if p.requires_grad]
+        trainable = [(name, p) for name, p in self._holder.module.named_parameters() if p.requires_grad]
         self._names = [f"module.{name}" for name, _ in trainable]
         self._shapes = [parameter.shape for _, parameter in trainable]
 
@@ -240,7 +241,7 @@ class _Holder(nn.Module):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.module = objective.fork.module
+        self.module = twin_of(objective.fork.module)
         self._loss_fn = objective.loss_fn
 
     def forward(self, batch: Batch, size: int) -> torch.Tensor:

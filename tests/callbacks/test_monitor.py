@@ -19,7 +19,17 @@ from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, MemorySink, SamplerConfig, SLTMonitor
+from slt_callbacks import (
+    LLC,
+    SGLD,
+    Estimator,
+    Influence,
+    JumpDetector,
+    LossKernel,
+    MemorySink,
+    SamplerConfig,
+    SLTMonitor,
+)
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.monitor import _MOST_MATRIX_BYTES
 from slt_callbacks.sampling import draw_reference, warm_round
@@ -355,6 +365,17 @@ class TestCallbackMetrics:
         assert sees.epochs == [second, second], "what was measured before the first batch does not come back"
 
 
+class Validated(Regression):
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        self.log("val_loss", square_error(self, batch).mean())
+
+    def val_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        return DataLoader(data(8), 8)
+
+
+VALIDATING: dict[str, Any] = {"enable_checkpointing": True, "val_check_interval": 2, "num_sanity_val_steps": 0}
+
+
 class TestPublished:
     def test_scalars_lie_on_the_row_of_the_batch_they_were_measured_after(self, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path)
@@ -382,6 +403,37 @@ class TestPublished:
         trainer = fit(watched, stopping, max_steps=12)
         assert trainer.global_step == 12
         assert stopping.best_score.item() == pytest.approx(watched.history[0]["llc"]["mean"])
+
+    @pytest.mark.parametrize("when", ["before the first", "after one that failed"])
+    def test_a_checkpoint_by_the_llc_waits_for_it_beside_a_validation(self, when: str, tmp_path: Path) -> None:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            if when == "after one that failed" and len(watched.history) < 1:
+                raise RuntimeError("not now")
+            return square_error(module, batch)
+
+        checkpoint = ModelCheckpoint(tmp_path, monitor="slt/llc/mean", save_top_k=1)
+        every = 9 if when == "before the first" else 3
+        watched = monitor(every_n_train_steps=every, loss_fn=loss_fn)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = fit(watched, checkpoint, module=Validated(), max_steps=12, **VALIDATING)
+        assert trainer.global_step == 12, "Lightning has not ended the run"
+        finite = [m["llc"]["mean"] for m in watched.history if not m.failed]
+        assert finite
+        assert float(checkpoint.best_model_score) == pytest.approx(min(finite)), "NaN is the worst of all"
+
+    def test_early_stopping_on_the_same_key_is_not_told_nan(self, tmp_path: Path) -> None:
+        watched = monitor(every_n_train_steps=8)  # in the second epoch
+        stopping = EarlyStopping("slt/llc/mean", patience=99, check_on_train_epoch_end=True, strict=False)
+        checkpoint = ModelCheckpoint(tmp_path, monitor="slt/llc/mean", save_on_train_epoch_end=True)
+        with pytest.warns(UserWarning, match="could not find the monitored key"):
+            trainer = fit(watched, stopping, checkpoint, max_steps=12, enable_checkpointing=True)
+        assert trainer.global_step == 12
+
+    def test_a_key_that_no_monitor_gives_is_left_to_lightning(self, tmp_path: Path) -> None:
+        checkpoint = ModelCheckpoint(tmp_path, monitor="slt/lc/mean")
+        with pytest.raises(MisconfigurationException, match="slt/lc/mean"):
+            fit(monitor(), checkpoint, module=Validated(), **VALIDATING)
 
     def test_two_loggers_get_the_same_numbers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         table, run = CSVLogger(tmp_path), offline_logger(tmp_path, monkeypatch)
@@ -679,6 +731,28 @@ class TestResume:
         fit(second, ckpt_path=str(tmp_path / "stopped.ckpt"))
         assert steps(first) + steps(second) == steps(whole) == [0, 2, 3, 5, 6]
 
+    def test_the_last_value_is_there_again_until_the_next_measurement(self, tmp_path: Path) -> None:
+        trainer = fit(first := monitor(every_n_train_steps=3), max_steps=4)
+        trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        sees = SeesMetrics()
+        fit(monitor(every_n_train_steps=3), sees, ckpt_path=str(tmp_path / "stopped.ckpt"))
+        assert sees.batches[0] == round(first.history[0]["llc"]["mean"], 4)
+
+    @pytest.mark.parametrize("change", ["an observable more", "another seed"])
+    def test_a_run_goes_on_where_its_monitor_is_told_something_else(self, change: str, tmp_path: Path) -> None:
+        more = {"llc": LLC(), "kernel": LossKernel()} if change == "an observable more" else {"llc": LLC()}
+        trainer = fit(first := monitor(observables={"llc": LLC()}), max_steps=4)
+        trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        second = monitor(observables=more, seed=int(change == "another seed"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning misses the first
+            fit(second, ckpt_path=str(tmp_path / "stopped.ckpt"), max_steps=8)
+        assert steps(second) == [6, 8]
+        assert [one["health"]["step_size"] for one in second.history] == [first.history[0]["health"]["step_size"]] * 2
+        assert second.history[0]["cost"]["sgld_steps"] == 2 * (warm_round(QUICK) + QUICK.num_draws)
+        if change == "an observable more":
+            assert math.isfinite(second.history[-1]["kernel"]["alignment"])
+
     def test_chains_and_step_size_go_on_exactly(self, tmp_path: Path) -> None:
         module = Regression()
         straight = Estimator(draw_reference(data()), square_error, None, QUICK, persistent=True)
@@ -707,6 +781,19 @@ class TestResume:
 
 
 class TestBadInput:
+    def test_a_detector_on_a_number_that_never_comes_is_told_once_there_are_numbers(self) -> None:
+        watched = monitor(
+            observables={"llc": LLC(), "kernel": LossKernel()},
+            detectors={"slt/kernel/class_contrast": JumpDetector(), "slt/kernel/trace": JumpDetector()},
+        )
+        with pytest.warns(
+            UserWarning, match="class_contrast', which no measurement gives: there is slt/kernel/al"
+        ) as seen:
+            fit(watched)
+        told = [str(one.message) for one in seen if "no measurement gives" in str(one.message)]
+        assert len(told) == 1
+        assert "slt/kernel/trace" in told[0]
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

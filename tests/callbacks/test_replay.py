@@ -33,7 +33,7 @@ ROOT = Path(slt_callbacks.__file__).parents[1]
 SETTINGS = ["--num-chains", "2", "--num-draws", "8", "--num-burnin-steps", "4", "--no-progress"]
 PATHS = ["--module", "tests.training.Regression", "--reference", "tests.training.data"]
 SHORT = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
-LOSS = ["--loss", "tests.training.square_error"]
+LOSS = ["--loss-fn", "tests.training.square_error"]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -90,3 +91,19 @@ def test_log_linear_steps_are_the_union_and_end_with_the_last_step() -> None:
 def test_log_linear_steps_refuse_what_is_no_count() -> None:
     with pytest.raises(ValueError, match="`every` to be a positive integer, but got 0"):
         log_linear_steps(10, 2, every=0)
+
+
+@pytest.mark.parametrize(
+    "trigger", [{"every_n_train_steps": 15}, {"schedule": lambda step: step in (5, 30)}], ids=["steps", "schedule"]
+)
+def test_a_trigger_that_joins_a_run_owes_it_nothing(trigger: Any) -> None:
+    joined = Trigger(**trigger)
+    assert not joined.at_start(20)
+    assert [step for step in range(21, 40) if joined.at_step(step)] == [30]
+
+
+def test_one_that_goes_on_after_a_resume_remembers_what_it_was_asked() -> None:
+    resumed = Trigger(every_n_train_steps=15)
+    resumed.last_step = 14
+    assert not resumed.at_start(20)
+    assert resumed.at_step(21), "15 was crossed while it was not looking"

@@ -32,7 +32,7 @@ from slt_callbacks import (
     stage_figure,
 )
 from slt_callbacks.callbacks.reactions import num_transitions
-from slt_callbacks.callbacks.watch import FailureEvent, Watch
+from slt_callbacks.callbacks.watch import FailureEvent, StepSizeEvent, Watch
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import fit, monitor
 
@@ -94,6 +94,13 @@ class Breaks:
 class Crossing:
     step: int
     by: tuple[float, ...]
+
+
+class Once:
+    """A detector with one event, of its own kind."""
+
+    def update(self, step: int, value: float) -> str | None:
+        return "it begins" if step == 10 else None
 
 
 class EveryTenth:
@@ -184,9 +191,16 @@ class TestWatch:
         with pytest.raises(TypeError, match=r"`detectors\['slt/llc/mean'\]` to be an object with `update`, but got 5"):
             Watch({"slt/llc/mean": 5})  # type: ignore[dict-item]
 
-    @pytest.mark.parametrize("key", ["llc/mean", "slt/lcc/mean", "slt/llc"])
-    def test_a_key_that_is_never_logged_is_refused(self, key: str) -> None:
-        with pytest.raises(ValueError, match=rf"logged ones, slt/llc/\.\.\., slt/health/.* but got '{key}'"):
+    @pytest.mark.parametrize("wrong", [JumpDetector(), [JumpDetector()], []])
+    def test_detectors_without_a_key_are_refused(self, wrong: Any) -> None:
+        with pytest.raises(
+            TypeError, match=r"`detectors` to be a dict by logged key.*: write \{\"slt/llc/mean\": Jump"
+        ):
+            watched(detectors=wrong)
+
+    @pytest.mark.parametrize("key", ["llc/mean", "slt/lcc/mean", "slt/llc", 3])
+    def test_a_key_that_is_never_logged_is_refused(self, key: Any) -> None:
+        with pytest.raises(ValueError, match=rf"logged ones, slt/llc/\.\.\., slt/health/.* but got {key!r}"):
             monitor(detectors={key: JumpDetector()})
 
     @pytest.mark.parametrize("stop", [5, JUMP_AT, JUMP_AT + 1, JUMP_AT + 2, 20])
@@ -495,7 +509,8 @@ class TestReactions:
         assert num_transitions([jump, boundary("announced", 0, 15)]) == 2
         assert num_transitions([jump, boundary("announced", 0, 11, "slt/kernel/trace")]) == 2
         assert num_transitions([boundary("announced", 0, 30), boundary("withdrawn", 0, 30)]) == 0
-        assert num_transitions([boundary("announced", 0, 30), boundary("revised", 0, 31), "at 3"]) == 1
+        assert num_transitions([boundary("announced", 0, 30), boundary("revised", 0, 31)]) == 1
+        assert num_transitions([boundary("announced", 0, 30), "at 3", {"type": "Crossing"}]) == 3
 
     def test_a_withdrawn_boundary_is_no_news(self) -> None:
         trainer = pl.Trainer(barebones=True, accelerator="cpu")
@@ -508,6 +523,38 @@ class TestReactions:
     def test_what_cannot_react_is_refused(self) -> None:
         with pytest.raises(TypeError, match=r"`on_event` to hold functions .* but got 'alert'"):
             watched(on_event=["alert"])
+
+    @pytest.mark.parametrize("wrong", [Alert(), num_transitions, "alert", None])
+    def test_a_reaction_that_is_in_no_list_is_refused(self, wrong: Any) -> None:
+        with pytest.raises(TypeError, match=r"`on_event` to be a list of functions .*: write a list, such as \[Alert"):
+            watched(on_event=wrong)
+
+    @pytest.mark.parametrize("wrong", [MemorySink(), "memory"])
+    def test_a_sink_that_is_in_no_list_is_refused(self, wrong: Any) -> None:
+        with pytest.raises(TypeError, match=r"`sinks` to be a list of objects .*: write a list, such as \[MemorySink"):
+            watched(sinks=wrong)
+
+    def test_a_folder_that_is_no_path_is_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"`dirpath` to be the path of a folder, but got 3: write SaveCheckpoint"):
+            SaveCheckpoint(3)  # type: ignore[arg-type]
+
+    def test_an_event_of_ones_own_detector_keeps_the_weights_and_stops(self, tmp_path: Path) -> None:
+        kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=4, save_top_k=-1, filename="{step}")
+        found = watched(
+            observables={"llc": Planted(flat)},
+            detectors={"slt/llc/mean": Once()},
+            on_event=[SaveCheckpoint(tmp_path / "events"), StopTraining()],
+        )
+        trainer = fit(found, kept, max_steps=20, enable_checkpointing=True)
+        assert trainer.global_step == 10
+        files = {file.name for file in (tmp_path / "events").iterdir()}
+        assert files == {"step=10-event.ckpt", "before-event-step=8.ckpt"}
+
+    @pytest.mark.parametrize("event", [FailureEvent(8, 3, "diverged"), StepSizeEvent(8, 2e-3, 1e-3)])
+    def test_what_happens_to_the_sampler_is_no_transition(self, event: Any) -> None:
+        trainer = pl.Trainer(barebones=True, accelerator="cpu")
+        StopTraining()(trainer, pl.LightningModule(), event)
+        assert not trainer.should_stop
 
     @pytest.mark.parametrize("stop", [JUMP_AT - 1, JUMP_AT, JUMP_AT + 1])
     def test_stopped_in_a_transition_and_resumed_everything_fires_once(self, tmp_path: Path, stop: int) -> None:

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from slt_callbacks.detection import JumpDetector, StageDetector
 from slt_callbacks.detection.noise import NoiseModel, isolated_spikes
 
 
@@ -69,6 +70,17 @@ def test_scale_is_the_formula():
     errors = [1.0, 2.0, 4.0]
     noise = fill([0.0, 0.0, 0.0], errors, chains=8)
     assert noise.scales[2] == pytest.approx(math.sqrt((7 * 16 + 6 * 4) / 13))
+
+
+@pytest.mark.parametrize("unknown", [None, 0.0, -0.3, -math.inf])
+def test_stderr_that_is_not_above_0_is_unknown(unknown):
+    values = white(0, n=20)
+    for kind in (JumpDetector, StageDetector):
+        some, none = kind(), kind()
+        for step, value in enumerate(values):
+            some.update(step, value, unknown if step % 3 else 1.0)
+            none.update(step, value, math.nan if step % 3 else 1.0)
+        assert some.state_dict() == none.state_dict()
 
 
 def test_missing_stderr_counts_as_one_and_a_half_usual_ones():

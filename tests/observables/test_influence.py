@@ -150,6 +150,13 @@ class TestShift:
         assert found["sign_flips"] == wanted["sign_flips"]
         assert found["events"] == wanted["events"]
 
+    def test_what_stays_is_shifted_by_nothing_and_not_by_less(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        same = [torch.randn(5, 4, generator=generator) for _ in range(200)]
+        cosines = [cosine(one, factor * one) for one in same for factor in (1.0, 3.0, -3.0)]
+        assert min(cosines) == -1.0
+        assert max(cosines) == 1.0
+
     def test_cosine_of_nothing_is_not_a_number(self) -> None:
         assert math.isnan(cosine(torch.zeros(2), torch.ones(2)))
 
@@ -473,6 +480,11 @@ class TestRefusals:
             self.make(Influence(list(self.queries), [0] * 4))
         with pytest.raises(ValueError, match="`query_labels` to hold one label for each of the 4 samples"):
             self.make(Influence(list(self.queries), query_labels=[0] * 6))
+
+    def test_one_query_is_enough_and_none_is_not(self) -> None:
+        Influence([(torch.ones(1, 3), torch.ones(1))])
+        with pytest.raises(ValueError, match="Expected `queries` to hold samples, but it is empty: give at least 1"):
+            self.make(Influence([]))
 
     def test_no_queries(self) -> None:
         with pytest.raises(TypeError, match=r"samples to ask about, .* but got None"):

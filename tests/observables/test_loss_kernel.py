@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from slt_callbacks import SGLD, Draw, Estimator, Influence, LossKernel, ReferencePoint, SamplerConfig, estimate
-from slt_callbacks.observables.labels import display_order
+from slt_callbacks.observables.labels import Labels, display_order
 from slt_callbacks.observables.shifts import alignment, class_contrast, effective_rank, label_kernel
 from slt_callbacks.sampling import draw_reference
 from tests import oracles
@@ -534,7 +534,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match="the drawn samples pick their own"):
             self.make(LossKernel([0] * 3), num_samples=3)
 
-    @pytest.mark.parametrize("labels", [torch.zeros(6), [[0]] * 6, "abcabc", [True] * 6, 3])
+    @pytest.mark.parametrize(
+        "labels", [torch.zeros(6), [[0]] * 6, "abcabc", [True] * 6, 3, list(np.zeros(6)), list(np.ones(6, dtype=bool))]
+    )
     def test_labels_that_are_no_classes(self, labels: Any) -> None:
         with pytest.raises(TypeError, match="one integer or string a sample"):
             LossKernel(labels)
@@ -542,6 +544,14 @@ class TestRefusals:
     @pytest.mark.parametrize("labels", [torch.zeros(6, dtype=torch.int32), np.zeros(6, dtype=np.int16), ("a",) * 6])
     def test_labels_of_every_kind_are_taken(self, labels: Any) -> None:
         self.make(LossKernel(labels))
+
+    @pytest.mark.parametrize("values", [np.array([3, 1, 3], dtype=np.int16), np.array(["b", "a", "b"])])
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_labels_in_a_list_of_arrays_elements_are_those_of_the_array(self, values: Any, kind: Any) -> None:
+        listed, whole = Labels(kind(values), "labels"), Labels(values, "labels")
+        assert listed.names == whole.names
+        assert listed.of(torch.arange(3)).tolist() == [1, 0, 1]
+        assert Labels(list(torch.tensor([3, 1, 3])), "labels").names == ["1", "3"]
 
     @pytest.mark.parametrize("twins", [("a/b", "a-b"), (1, "1")])
     def test_labels_that_would_be_logged_under_one_name(self, twins: Any) -> None:

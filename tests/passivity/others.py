@@ -28,7 +28,7 @@ from tests.passivity.runs import (
     run,
     seed_all,
 )
-from tests.training import Regression, data, square_error
+from tests.training import MONITOR_YAML, Regression, data, square_error
 
 YAML = """
 seed_everything: 0
@@ -47,28 +47,12 @@ trainer:
   callbacks:
     - class_path: tests.passivity.runs.Watcher
 """
-MONITOR = """
-    - class_path: tests.passivity.others.Configured
-      init_args:
-        reference: null
-        loss_fn: tests.training.square_error
-        num_samples: 16
-        every_n_train_steps: 1
-        max_overhead: null
-        sampler:
-          class_path: slt_callbacks.SamplerConfig
-          init_args:
-            num_chains: 2
-            num_draws: 4
-            num_burnin_steps: 2
-            dynamics:
-              class_path: slt_callbacks.SGLD
-              init_args:
-                step_size: 1.0e-4
-        on_event:
-          - class_path: slt_callbacks.Alert
-          - tests.passivity.runs.draw_from_all
-"""
+MONITOR = (
+    MONITOR_YAML.replace("slt_callbacks.SLTMonitor", "tests.passivity.others.Configured").replace(
+        "every_n_train_steps: 2", "every_n_train_steps: 1"
+    )
+    + "          - tests.passivity.runs.draw_from_all\n"
+)
 
 
 class Configured(SLTMonitor):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from slt_callbacks import estimate
 from slt_callbacks.sampling import Fork, LossFnError, check_loss, losses_of, resolve_loss
 
 X = torch.linspace(-1, 1, 6).view(3, 2)
@@ -47,6 +48,27 @@ def test_losses_come_one_a_sample_one_a_token_or_as_a_mean() -> None:
 def test_a_wrong_loss_is_explained(loss_fn: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check(loss_fn, batch=X.clone())
+
+
+@pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), lambda batch, module: module(batch).sum(1)])
+def test_a_loss_that_raises_is_reminded_of_its_arguments(loss_fn: Any) -> None:
+    with pytest.raises(LossFnError, match=r"called as loss_fn\(module, batch\) and has to return the losses"):
+        check(loss_fn)
+
+
+def test_one_batch_that_was_taken_for_several_is_pointed_out() -> None:
+    def loss_fn(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(module(x), y, reduction="none")
+
+    y, hint = torch.tensor([0, 1, 2]), r"If `reference` is one batch of several tensors, write \[batch\]"
+    for reference in [(X, y), [X, y]]:
+        with pytest.raises(LossFnError, match=hint):
+            estimate(nn.Linear(2, 4), reference, loss_fn)
+    assert check(loss_fn, batch=(X, y))
+    with pytest.raises(LossFnError) as told:
+        check(loss_fn, batch=(X, y.bool()))
+    assert "write [batch]" not in str(told.value)
 
 
 def test_the_live_module_in_a_closure_is_found_out() -> None:
@@ -116,6 +138,16 @@ def test_a_training_step_that_raises_points_at_loss_fn() -> None:
 
     module = Broken(2, 1)
     with pytest.raises(LossFnError, match="Pass `loss_fn` instead of relying on `training_step`"):
+        check(resolve_loss(None, module), module)
+
+
+def test_a_per_sample_loss_that_raises_is_reminded_of_its_argument() -> None:
+    class Broken(nn.Linear):
+        def per_sample_loss(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            return self(batch).sum(1)
+
+    module = Broken(2, 1)
+    with pytest.raises(LossFnError, match=r"called as module.per_sample_loss\(batch\)"):
         check(resolve_loss(None, module), module)
 
 

@@ -198,6 +198,10 @@ class TestFind:
         reference = draw_reference([(X, torch.nn.Identity())])  # every one of them says "Identity()"
         assert reference.find(reference).tolist() == [-1] * 10
 
+    def test_a_tuple_and_the_list_that_collating_makes_of_it_are_one(self) -> None:
+        collated, written = draw_reference(TensorDataset(X, Y)), draw_reference([(X, Y)])
+        assert collated.find(written).tolist() == list(range(10))
+
     def test_a_subset_holds_its_samples_in_the_order_asked_for(self) -> None:
         reference = draw_reference([X[:4], torch.arange(6.0).view(2, 3), X[4:]])
         subset = reference.subset(torch.tensor([11, 4, 0]))
@@ -286,7 +290,7 @@ def test_more_samples_than_there_are_is_an_error(name: str) -> None:
     "empty", [[], TensorDataset(X[:0]), DataLoader(TensorDataset(X[:0])), Stream(0), lambda: [], [X[:0]]]
 )
 def test_an_empty_reference_is_an_error(empty: Any) -> None:
-    with pytest.raises(ValueError, match="Expected `reference` to hold samples, but it is empty"):
+    with pytest.raises(ValueError, match="Expected `reference` to hold samples, but it is empty: give at least 1"):
         draw_reference(empty)
 
 
@@ -294,6 +298,26 @@ def test_an_empty_reference_is_an_error(empty: Any) -> None:
 def test_a_reference_of_the_wrong_kind_is_an_error(wrong: Any) -> None:
     with pytest.raises(TypeError, match="Expected `reference` to be a"):
         draw_reference(wrong)
+
+
+def test_the_name_of_the_data_is_not_the_data() -> None:
+    with pytest.raises(TypeError, match=r"to be a Dataset, .*, but got 'train': give the data itself, not its name"):
+        draw_reference("train")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        [X.to_sparse()],
+        [(X, Y.to_sparse())],
+        TensorDataset(X.to_sparse(), Y),
+        DataLoader(TensorDataset(X), collate_fn=lambda samples: torch.stack([x for (x,) in samples]).to_sparse()),
+    ],
+)
+def test_a_sparse_tensor_is_refused(source: Any) -> None:
+    told = r"`reference` to hold dense tensors, but got one of layout torch.sparse_coo: write tensor.to_dense\(\)"
+    with pytest.raises(TypeError, match=told):
+        draw_reference(source)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
