@@ -21,7 +21,8 @@ def awaited_keys(trainer: pl.Trainer, names: Collection[str]) -> list[str]:
         names: What the keys may begin with, after ``slt/``: the observables, "health" and "cost".
     """
     ours = {key for key in _monitored(trainer, "ModelCheckpoint") if _is_one_of(key, names)}
-    return sorted(ours - _monitored(trainer, "EarlyStopping") - set(trainer.callback_metrics))
+    missing = ours - _monitored(trainer, "EarlyStopping")
+    return sorted(missing - set(trainer.callback_metrics)) if missing else []
 
 
 def _monitored(trainer: pl.Trainer, kind: str) -> set[str]:

@@ -238,6 +238,7 @@ class SLTMonitor(pl.Callback):
         self._warned: set[str] = set()
         self._cost_told = False
         self._first_step = 0
+        self._told_others = False  # what a ModelCheckpoint that goes by our numbers has to be told
         self._unlogged: dict[str, float] = {}
         self._begun: list[int] | None = None  # step and log step of a measurement that is under way, or was cut short
         self._before: list[Measurement] = []  # a resume: their numbers alone
@@ -312,10 +313,10 @@ class SLTMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; measure before training where the schedule says so."""
         self._budget.start()
-        self._first_step = trainer.global_step
-        if self._before and not self.history:  # a resume: what was there when the run was cut off
-            last = next((one for one in reversed(self._before) if not one.failed), None)
-            self._unlogged = _finite(publish_scalars(last)) if last is not None else {}
+        self._first_step, self._told_others = trainer.global_step, False
+        last = next((one for one in reversed([*self._before, *self.history]) if not one.failed), None)
+        if last is not None:  # a run that goes on: Lightning has forgotten what was there
+            self._unlogged = _finite(publish_scalars(last))
         if self._trigger.at_start(trainer.global_step):
             self._measure(trainer, pl_module, log_step=0, on_step=None)
         elif self._begun is not None and self._begun[0] == trainer.global_step:
@@ -332,7 +333,10 @@ class SLTMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure where a step trigger is due."""
-        self._unlogged |= dict.fromkeys(awaited_keys(trainer, self._names()), math.nan)
+        if not self._told_others:  # once a fit, for Lightning's metrics may be costly to look at
+            self._told_others = True
+            awaited = awaited_keys(trainer, {*self._observables, "health", "cost"})
+            self._unlogged = dict.fromkeys(awaited, math.nan) | self._unlogged
         self._log_metrics(pl_module, on_step=True)
         due = self._trigger.at_step(trainer.global_step)
         if self._trigger.by_time:
@@ -416,10 +420,6 @@ class SLTMonitor(pl.Callback):
             self._restored = state_dict
         else:
             self._go_on(self._estimator, state_dict)
-
-    def _names(self) -> set[str]:
-        """What logged keys may begin with, after ``slt/``."""
-        return {*self._observables, "health", "cost"}
 
     def _asked(self, schedule: Callable[[int], bool], step: int) -> bool:
         """What the user's schedule says; one that raises is reported once, and nothing is due."""

@@ -42,13 +42,10 @@ def whole_reference(repeats: int = 3) -> list[Row]:
         _, _, ratio = interleaved(lambda: measure(LLC()), lambda more=more: measure(LLC(), *more()), repeats)  # type: ignore[misc]
         found.append(at_most(f"measurement with {name} / without", ratio, 1.10, "x", note))
         note = f"N = Q = {_SIZE}, queries are reference samples"
-    one, two, _ = interleaved(
-        lambda: measure(LLC()), lambda: measure(LLC(), LossKernel(), Influence([reference_rows()])), 3
-    )
-    extra = _CHAINS * _DRAWS * median_seconds(_forward(module, reference), 5)
-    note = f"Q {_SIZE} other samples: {two - one:.2f} s for {extra:.2f} s of forward passes over the queries"
+    others = [LossKernel(), Influence([reference_rows()])]
+    note = f"N {_SIZE}, and Q {_SIZE} other samples"
     name = "kernel and influence on others / the queries' forward passes"
-    return [*found, at_most(name, (two - one) / extra, 1.15, "x", note)]
+    return [*found, at_most(name, _per_pass(measure, others, _forward(module, reference), 1, repeats), 1.15, "x", note)]
 
 
 def minibatches(repeats: int = 5) -> list[Row]:
@@ -59,20 +56,24 @@ def minibatches(repeats: int = 5) -> list[Row]:
     )
     measure = functools.partial(_measure, module, reference, config)
     forward = _forward(module, reference)
-    shares = []
-    for sides, observables in ((1, [LossKernel()]), (2, [LossKernel(), Influence([reference_rows()])])):
-        rounds = []
-        for _ in range(repeats):
-            bare = seconds(lambda: measure(LLC()))
-            with_them = seconds(lambda observables=observables: measure(LLC(), *observables))  # type: ignore[misc]
-            extra = seconds(lambda sides=sides: [forward() for _ in range(sides * _CHAINS * _DRAWS)])  # type: ignore[misc]
-            rounds.append((with_them - bare) / extra)
-        shares.append(statistics.median(rounds))
+    kernel = _per_pass(measure, [LossKernel()], forward, 1, repeats)
+    both = _per_pass(measure, [LossKernel(), Influence([reference_rows()])], forward, 2, repeats)
     note = f"N {_SIZE}, minibatches of {_BATCH}"
     return [
-        at_most("kernel / the bare extra forward passes", shares[0], 1.15, "x", note),
-        at_most("kernel and influence / the bare extra forward passes", shares[1], 1.15, "x", note + f", Q {_SIZE}"),
+        at_most("kernel / the bare extra forward passes", kernel, 1.15, "x", note),
+        at_most("kernel and influence / the bare extra forward passes", both, 1.15, "x", note + f", Q {_SIZE}"),
     ]
+
+
+def _per_pass(measure: Any, observables: list[Observable], forward: Any, sides: int, repeats: int) -> float:
+    """What the observables add to a measurement, over `sides` bare forward passes a draw, all three in turn."""
+    rounds = []
+    for _ in range(repeats):
+        bare = seconds(lambda: measure(LLC()))
+        with_them = seconds(lambda: measure(LLC(), *observables))
+        extra = seconds(lambda: [forward() for _ in range(sides * _CHAINS * _DRAWS)])
+        rounds.append((with_them - bare) / extra)
+    return statistics.median(rounds)
 
 
 def picture(repeats: int = 50) -> Row:

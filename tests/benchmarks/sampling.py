@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import statistics
 import subprocess
 import sys
@@ -128,7 +129,9 @@ def memory() -> list[Row]:
     kinds = (("sequential", "cold", 3.0), ("sequential", "persistent", None), ("vectorized", "cold", None))
     for engine, chains, bound in kinds:
         command = [sys.executable, "-m", "tests.benchmarks.memory", engine, chains]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True)
+        # At once back to the system: what glibc keeps of freed tensors differs from run to run, by a whole model.
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         added, parameters = map(int, printed.stdout.split())
         name = f"memory beyond the live model / parameters: {engine}, {chains}"
         note = f"{added / 2**20:.0f} MiB for {parameters / 2**20:.0f} MiB of parameters, {NUM_CHAINS} chains"

@@ -734,9 +734,10 @@ class TestResume:
     def test_the_last_value_is_there_again_until_the_next_measurement(self, tmp_path: Path) -> None:
         trainer = fit(first := monitor(every_n_train_steps=3), max_steps=4)
         trainer.save_checkpoint(tmp_path / "stopped.ckpt")
-        sees = SeesMetrics()
-        fit(monitor(every_n_train_steps=3), sees, ckpt_path=str(tmp_path / "stopped.ckpt"))
-        assert sees.batches[0] == round(first.history[0]["llc"]["mean"], 4)
+        for beside in ([], [ModelCheckpoint(tmp_path, monitor="slt/llc/mean")]):
+            sees, resumed = SeesMetrics(), monitor(every_n_train_steps=3)
+            fit(resumed, sees, *beside, ckpt_path=str(tmp_path / "stopped.ckpt"), enable_checkpointing=bool(beside))
+            assert sees.batches[0] == round(first.history[0]["llc"]["mean"], 4)
 
     @pytest.mark.parametrize("change", ["an observable more", "another seed"])
     def test_a_run_goes_on_where_its_monitor_is_told_something_else(self, change: str, tmp_path: Path) -> None:
