@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import WandbLogger
 
-from slt_callbacks.calibrate import CalibrationPoint, calibrate
+from slt_callbacks.calibrate import Calibration, CalibrationPoint, calibrate
 from slt_callbacks.callbacks.checkpoints import load_module
 from slt_callbacks.callbacks.replay import replay_checkpoints
 from slt_callbacks.estimate import Measurement
@@ -127,7 +127,12 @@ def _run_calibrate(options: argparse.Namespace) -> int:
             on_point=on_point,
         )
     print(f"\n{found.line()}")
-    figure = Path(options.output)
+    _draw(found, Path(options.output))
+    return 0 if found.recommended is not None else 1
+
+
+def _draw(found: Calibration, figure: Path) -> None:
+    """The picture, or what to install for one: the numbers have been told."""
     figure.parent.mkdir(parents=True, exist_ok=True)
     try:
         calibration_figure(found, figure)
@@ -135,7 +140,6 @@ def _run_calibrate(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
     else:
         print(f"The figure: {figure}")
-    return 0 if found.recommended is not None else 1
 
 
 def _files(name: str) -> list[Path]:

@@ -218,18 +218,24 @@ class TestOutput:
         assert "Step 4" in shown
 
 
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the checkpoints that were loaded, in order."""
+    names: list[str] = []
+    real = checkpoints_module.load_module
+
+    def counting(module: Any, path: Path, *rest: Any) -> Any:
+        names.append(path.name)
+        return real(module, path, *rest)
+
+    monkeypatch.setattr(replay_module, "load_module", counting)
+    return names
+
+
 class TestResume:
     def test_a_finished_step_is_not_measured_again_and_the_rest_is_as_without_the_stop(
-        self, saved: list[Path], whole: list[Measurement], monkeypatch: pytest.MonkeyPatch
+        self, saved: list[Path], whole: list[Measurement], loaded: list[str]
     ) -> None:
-        loaded: list[str] = []
-        real = checkpoints_module.load_module
-
-        def counting(module: Any, path: Path, *rest: Any) -> Any:
-            loaded.append(path.name)
-            return real(module, path, *rest)
-
-        monkeypatch.setattr(replay_module, "load_module", counting)
         replayed(saved[:2])
         assert_equal(replayed(saved), whole)
         assert loaded == [path.name for path in saved]
@@ -289,19 +295,11 @@ class TestResume:
             replayed(saved, reference=changed)
 
     def test_other_detectors_see_what_was_measured_and_nothing_is_measured_again(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, loaded: list[str]
     ) -> None:
         paths = planted_checkpoints(tmp_path / "saved", range(1, 26))
         planted: dict[str, Any] = {"observables": {"llc": Planted()}, "sampler": SHORT}
         blind = {"slt/llc/mean": JumpDetector(min_jump=1e9)}
-        loaded: list[str] = []
-        real = checkpoints_module.load_module
-
-        def counting(module: Any, path: Path, *rest: Any) -> Any:
-            loaded.append(path.name)
-            return real(module, path, *rest)
-
-        monkeypatch.setattr(replay_module, "load_module", counting)
         replayed(paths[:20], detectors=blind, **planted)
         assert "JumpEvent" not in Path("out/events.json").read_text()
         strict = {"slt/llc/mean": JumpDetector("strict")}
