@@ -52,7 +52,8 @@ from slt_callbacks import (
     WandbSink,
     log_linear_steps,
 )
-from slt_callbacks.sinks import Publication, correlation_map
+from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.sinks.base import Publication
 
 EVEN = (0, 2, 4, 6, 8)
 SHOWN = 6  # helpful images a query

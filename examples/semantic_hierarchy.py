@@ -42,7 +42,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from slt_callbacks import SGLD, FileSink, Influence, MemorySink, SamplerConfig, SLTMonitor, StageEvent
-from slt_callbacks.sinks import Publication
+from slt_callbacks.sinks.base import Publication
 
 HIDDEN = 16
 LEARNING_RATE = 0.02

@@ -1,98 +1,120 @@
 """Live singular-learning-theory measurements for PyTorch Lightning.
 
-`SLTMonitor` is the callback; `estimate` is one measurement without a Trainer. The names below stand in the order of the
-floors they live on. Floors that need Lightning or W&B are imported at first use: the numeric core stays light.
+`SLTMonitor` is the callback; `estimate` is one measurement without a Trainer. Every name is imported at its first use,
+from the file that it lives in: the numeric core stays light, and needs neither Lightning nor W&B.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from slt_callbacks.calibrate import Calibration, CalibrationPoint, calibrate
-from slt_callbacks.detection import JumpDetector, JumpEvent, Stage, StageDetector, StageEvent
-from slt_callbacks.estimate import Estimator, Measurement, estimate
-from slt_callbacks.observables import LLC, Influence, LossKernel, Observable, ReferencePoint
-from slt_callbacks.sampling import SGLD, Draw, Dynamics, RMSPropSGLD, SamplerConfig
-
 if TYPE_CHECKING:
-    from slt_callbacks.callbacks import (
-        Alert,
-        SaveCheckpoint,
-        SLTMonitor,
-        StopTraining,
-        log_linear_steps,
-        replay_checkpoints,
-    )
-    from slt_callbacks.sinks import FileSink, LoggerSink, MemorySink, Sink, WandbSink, stage_figure
-    from slt_callbacks.sinks.calibration import calibration_figure
+    from slt_callbacks.callbacks.monitor import SLTMonitor
+    from slt_callbacks.callbacks.reactions import Alert, SaveCheckpoint, StopTraining
+    from slt_callbacks.callbacks.schedule import log_linear_steps
+    from slt_callbacks.detection.jumps import JumpDetector, JumpEvent
+    from slt_callbacks.detection.records import Stage, StageEvent
+    from slt_callbacks.detection.stages import StageDetector
+    from slt_callbacks.figures.calibration import calibration_figure
+    from slt_callbacks.figures.stages import stage_figure
+    from slt_callbacks.measuring.calibrate import Calibration, CalibrationPoint, calibrate
+    from slt_callbacks.measuring.estimate import estimate
+    from slt_callbacks.measuring.estimator import Estimator
+    from slt_callbacks.measuring.measurement import Measurement
+    from slt_callbacks.observables.base import Observable, ReferencePoint
+    from slt_callbacks.observables.influence import Influence
+    from slt_callbacks.observables.llc import LLC
+    from slt_callbacks.observables.loss_kernel import LossKernel
+    from slt_callbacks.replay.replay import replay_checkpoints
+    from slt_callbacks.sampling.config import SamplerConfig
+    from slt_callbacks.sampling.draws import Draw
+    from slt_callbacks.sampling.dynamics import Dynamics
+    from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+    from slt_callbacks.sinks.base import Sink
     from slt_callbacks.sinks.dashboard import dashboard
+    from slt_callbacks.sinks.files import FileSink
+    from slt_callbacks.sinks.loggers import LoggerSink
+    from slt_callbacks.sinks.memory import MemorySink
+    from slt_callbacks.sinks.wandb import WandbSink
 
 __version__ = "0.1.0"
 
 # isort: off
-__all__ = [  # noqa: RUF022  # by floor
-    # sampling
+__all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "SGLD",
     "RMSPropSGLD",
     "SamplerConfig",
     "Dynamics",
     "Draw",
-    # observables
     "LLC",
     "LossKernel",
     "Influence",
     "Observable",
     "ReferencePoint",
-    # detection
     "JumpDetector",
     "JumpEvent",
     "Stage",
     "StageDetector",
     "StageEvent",
-    # one measurement
     "Estimator",
     "Measurement",
     "estimate",
-    # many, to choose the settings
     "Calibration",
     "CalibrationPoint",
     "calibrate",
-    # sinks
+    "stage_figure",
+    "calibration_figure",
     "FileSink",
     "LoggerSink",
     "MemorySink",
     "Sink",
     "WandbSink",
-    "stage_figure",
-    "calibration_figure",
     "dashboard",
-    # callbacks
+    "replay_checkpoints",
     "SLTMonitor",
     "log_linear_steps",
     "Alert",
     "SaveCheckpoint",
     "StopTraining",
-    "replay_checkpoints",
 ]
+# isort: on
 
-_LAZY = {
-    "FileSink": "slt_callbacks.sinks",
-    "LoggerSink": "slt_callbacks.sinks",
-    "MemorySink": "slt_callbacks.sinks",
-    "Sink": "slt_callbacks.sinks",
-    "WandbSink": "slt_callbacks.sinks",
-    "stage_figure": "slt_callbacks.sinks",
-    "calibration_figure": "slt_callbacks.sinks.calibration",
-    "dashboard": "slt_callbacks.sinks.dashboard",
-    "SLTMonitor": "slt_callbacks.callbacks",
-    "Alert": "slt_callbacks.callbacks",
-    "SaveCheckpoint": "slt_callbacks.callbacks",
-    "StopTraining": "slt_callbacks.callbacks",
-    "log_linear_steps": "slt_callbacks.callbacks",
-    "replay_checkpoints": "slt_callbacks.callbacks",
+_HOMES = {
+    "sampling.langevin": ("SGLD", "RMSPropSGLD"),
+    "sampling.config": ("SamplerConfig",),
+    "sampling.dynamics": ("Dynamics",),
+    "sampling.draws": ("Draw",),
+    "observables.llc": ("LLC",),
+    "observables.loss_kernel": ("LossKernel",),
+    "observables.influence": ("Influence",),
+    "observables.base": ("Observable", "ReferencePoint"),
+    "detection.jumps": ("JumpDetector", "JumpEvent"),
+    "detection.records": ("Stage", "StageEvent"),
+    "detection.stages": ("StageDetector",),
+    "measuring.estimator": ("Estimator",),
+    "measuring.measurement": ("Measurement",),
+    "measuring.estimate": ("estimate",),
+    "measuring.calibrate": ("Calibration", "CalibrationPoint", "calibrate"),
+    "figures.stages": ("stage_figure",),
+    "figures.calibration": ("calibration_figure",),
+    "sinks.files": ("FileSink",),
+    "sinks.loggers": ("LoggerSink",),
+    "sinks.memory": ("MemorySink",),
+    "sinks.base": ("Sink",),
+    "sinks.wandb": ("WandbSink",),
+    "sinks.dashboard": ("dashboard",),
+    "replay.replay": ("replay_checkpoints",),
+    "callbacks.monitor": ("SLTMonitor",),
+    "callbacks.schedule": ("log_linear_steps",),
+    "callbacks.reactions": ("Alert", "SaveCheckpoint", "StopTraining"),
 }
+_HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

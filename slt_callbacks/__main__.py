@@ -2,7 +2,7 @@
 
 import sys
 
-from slt_callbacks.callbacks.command import main
+from slt_callbacks.replay.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
-from slt_callbacks.observables import Observable, ReferencePoint
-from slt_callbacks.sampling import Draw, Dynamics, LocalPosterior, SamplerConfig
+from slt_callbacks.observables.base import Observable, ReferencePoint
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.sampling.dynamics import Dynamics
+from slt_callbacks.sampling.posterior import LocalPosterior
 
 
 def check_dynamics(dynamics: Any) -> None:

@@ -36,7 +36,7 @@ from slt_callbacks import (
     log_linear_steps,
     replay_checkpoints,
 )
-from slt_callbacks.sampling import draw_reference
+from slt_callbacks.data.drawing import draw_reference
 from tests.problems import Everything, Quadratic, Weights, settings, squared_error
 from tests.processes import on_ranks
 from tests.training import Regression, data, fit, monitor, square_error

@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from slt_callbacks.estimate import Estimator, Measurement, estimate
-from slt_callbacks.sampling import (
-    SGLD,
-    Chain,
-    Fork,
-    LocalPosterior,
-    Objective,
-    SamplerConfig,
-    SequentialEngine,
-    draw_reference,
-    make_chains,
-)
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.measuring.estimate import estimate
+from slt_callbacks.measuring.estimator import Estimator
+from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.sampling.chains import Chain, make_chains
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.langevin import SGLD
+from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sampling.sequential import SequentialEngine
+from slt_callbacks.weights.fork import Fork
 
 TWO_SAMPLES = [torch.zeros(2, 1)]
 """A reference set for losses that do not look at data."""

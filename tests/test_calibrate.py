@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from slt_callbacks import Calibration, SamplerConfig, calibrate, calibration_figure
-from slt_callbacks.callbacks.command import main
+from slt_callbacks.replay.command import main
 from tests.problems import TWO_SAMPLES, Quadratic, Weights
 from tests.training import Regression
 

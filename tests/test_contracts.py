@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.observables import LLC, ChainHealth, Influence, LossKernel
-from slt_callbacks.sampling import SGLD, RMSPropSGLD
+from slt_callbacks.observables.health import ChainHealth
+from slt_callbacks.observables.influence import Influence
+from slt_callbacks.observables.llc import LLC
+from slt_callbacks.observables.loss_kernel import LossKernel
+from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 from tests.contracts import check_dynamics, check_observable
 
 

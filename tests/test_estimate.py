@@ -15,9 +15,15 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from slt_callbacks.estimate import Measurement
-from slt_callbacks.observables import LLC, Influence, LossKernel
-from slt_callbacks.sampling import SGLD, LossFnError, RMSPropSGLD, SamplerConfig, default_nbeta, draw_reference
+from slt_callbacks.basics.errors import LossFnError
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.observables.influence import Influence
+from slt_callbacks.observables.llc import LLC
+from slt_callbacks.observables.loss_kernel import LossKernel
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+from slt_callbacks.sampling.posterior import default_nbeta
 from tests import oracles
 from tests.problems import TWO_SAMPLES, Estimator, Quadratic, Weights, estimate, llc, settings, squared_error
 
@@ -668,7 +674,7 @@ def tokens(module: Any, batch: Any) -> torch.Tensor:
 def test_a_kernel_of_tokens_that_cannot_work_is_refused_before_training(
     loss_fn: Any, most: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slt_callbacks.observables.snapshots.MOST_ENTRIES", most)
+    monkeypatch.setattr("slt_callbacks.observables.pairs.MOST_ENTRIES", most)
     estimator = Estimator(draw_reference(DATA), loss_fn, {"kernel": LossKernel(per_token=True)}, settings())
     with pytest.raises(ValueError, match=message):
         estimator.check(network())

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from slt_callbacks import LLC, Estimator, Influence, LossKernel, RMSPropSGLD, SamplerConfig
-from slt_callbacks.sampling import SHORTEST_RACE, draw_reference, engines
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.sampling import engine_choice as engines
+from slt_callbacks.sampling.engine_choice import SHORTEST_RACE
 from tests.problems import settings, squared_error
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from slt_callbacks import LLC, Estimator, Influence, LossKernel, Measurement, RMSPropSGLD
-from slt_callbacks.sampling import RankFailedError, SamplerConfig, draw_reference
+from slt_callbacks.basics.errors import RankFailedError
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.sampling.config import SamplerConfig
 from tests.problems import settings, squared_error
 from tests.processes import ThreadRank, on_ranks
 

@@ -16,8 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks.observables import LLC, ReferencePoint
-from slt_callbacks.sampling import SGLD, Draw, RMSPropSGLD, SamplerConfig, draw_reference
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.observables.base import ReferencePoint
+from slt_callbacks.observables.llc import LLC
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 from tests import oracles
 from tests.problems import TWO_SAMPLES, Estimator, Quadratic, Weights, estimate, llc, settings, squared_error
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from slt_callbacks.callbacks.reactions import Reaction
-from slt_callbacks.sampling import SamplerConfig
-from slt_callbacks.sinks import Sink
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sinks.base import Sink
 
 
 def check_store_chains(store_chains: Any) -> None:
@@ -84,15 +84,3 @@ def checked_sinks(sinks: Sequence[Sink] | None) -> list[Sink] | None:
         if not isinstance(sink, Sink) or isinstance(sink, type):
             raise TypeError(f"Expected `sinks` to hold objects with `open`, `publish` and `close`, but got {sink!r}.")
     return None if sinks is None else list(sinks)
-
-
-def as_builtins(value: Any) -> Any:
-    """A setting as a config can hold it: dataclasses as dicts with their name, other objects as their `repr`.
-
-    Example:
-        >>> as_builtins(SamplerConfig())["dynamics"]
-        {'name': 'SGLD', 'step_size': 'auto'}
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"name": type(value).__name__} | {f.name: as_builtins(getattr(value, f.name)) for f in fields(value)}
-    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import lightning.pytorch as pl
 
-from slt_callbacks.sinks import PREFIX
+from slt_callbacks.basics.keys import is_logged, parts_of
 
 
 def awaited_keys(trainer: pl.Trainer, names: Collection[str]) -> list[str]:
@@ -32,5 +32,4 @@ def _monitored(trainer: pl.Trainer, kind: str) -> set[str]:
 
 
 def _is_one_of(key: str, names: Collection[str]) -> bool:
-    prefix, _, rest = key.partition("/")
-    return prefix == PREFIX and rest.partition("/")[0] in names
+    return is_logged(key) and parts_of(key)[0] in names

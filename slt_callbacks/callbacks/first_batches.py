@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from slt_callbacks.observables import Labels, Observable, Panel
-from slt_callbacks.sampling import LossFn, SamplerConfig, default_nbeta, map_leaves, num_rows, resolve_loss
-from slt_callbacks.sampling.objective import check_batch_size
+from slt_callbacks.data.batches import map_leaves, num_rows
+from slt_callbacks.losses.functions import LossFn, resolve_loss
+from slt_callbacks.losses.objective import check_batch_size
+from slt_callbacks.observables.base import Observable
+from slt_callbacks.observables.labels import Labels
+from slt_callbacks.observables.panel import Panel
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.posterior import default_nbeta
 
 
 class FirstBatches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from slt_callbacks.sampling import SamplerConfig
+from slt_callbacks.sampling.config import SamplerConfig
 
 # Fewer draws than this say nothing about convergence: R-hat and the drift test cannot read them.
 _FEWEST_DRAWS = 16

@@ -18,8 +18,12 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from slt_callbacks.basics.errors import LossFnError, RankFailedError, is_loss_fn_error
+from slt_callbacks.basics.keys import PREFIX
+from slt_callbacks.basics.notices import Notices
+from slt_callbacks.basics.plain import to_builtins
+from slt_callbacks.basics.rng import isolated_rng, seed_from
 from slt_callbacks.callbacks.arguments import (
-    as_builtins,
     check_store_chains,
     checked_reactions,
     checked_sampler,
@@ -30,41 +34,27 @@ from slt_callbacks.callbacks.awaited import awaited_keys
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.first_batches import FirstBatches, check_before_batches
 from slt_callbacks.callbacks.forecast import Forecast
-from slt_callbacks.callbacks.history import History, remembered
 from slt_callbacks.callbacks.information import shown_by_lightning
 from slt_callbacks.callbacks.processes import LightningRanks, share_reference
 from slt_callbacks.callbacks.progress import measurement_progress
 from slt_callbacks.callbacks.reactions import Reaction
 from slt_callbacks.callbacks.schedule import Trigger
-from slt_callbacks.callbacks.watch import Detector, Watch
-from slt_callbacks.detection import Stage
-from slt_callbacks.estimate import Estimator, Measurement, check_distinct
-from slt_callbacks.observables import LLC, Observable, check_observables
-from slt_callbacks.sampling import (
-    DEFAULT_NUM_SAMPLES,
-    LossFn,
-    LossFnError,
-    RankFailedError,
-    Reference,
-    SamplerConfig,
-    draw_reference,
-    isolated_rng,
-    seed_from,
-)
-from slt_callbacks.sampling.loss import check_loss_fn
-from slt_callbacks.sampling.ranks import is_loss_fn_error
-from slt_callbacks.sampling.reference import check_num_samples, check_seed
-from slt_callbacks.sinks import (
-    PREFIX,
-    FileSink,
-    LoggerSink,
-    Publication,
-    Report,
-    Sink,
-    WandbSink,
-    publish_media,
-    publish_scalars,
-)
+from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, Reference, check_num_samples, check_seed, draw_reference
+from slt_callbacks.detection.records import Stage
+from slt_callbacks.figures.report import Report
+from slt_callbacks.losses.functions import LossFn, check_loss_fn
+from slt_callbacks.measuring.estimator import Estimator, check_distinct
+from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.observables.base import Observable
+from slt_callbacks.observables.llc import LLC
+from slt_callbacks.observables.panel import check_observables
+from slt_callbacks.recording.history import History, remembered
+from slt_callbacks.recording.watch import Detector, Watch
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sinks.base import Publication, Sink, publish_media, publish_scalars
+from slt_callbacks.sinks.files import FileSink
+from slt_callbacks.sinks.loggers import LoggerSink
+from slt_callbacks.sinks.wandb import WandbSink
 
 _State = dict[str, Any] | None
 _STATE_VERSION = 1
@@ -213,6 +203,7 @@ class SLTMonitor(pl.Callback):
         self._store_chains = store_chains
         self._seed = seed
         self._detectors = detectors
+        self._notices = Notices(_warn)
         self._watch = Watch(detectors, self._observables)
         self._unused_watch = copy.deepcopy(self._watch.state_dict())
         self._reactions = checked_reactions(on_event)
@@ -235,7 +226,7 @@ class SLTMonitor(pl.Callback):
         self._estimator: Estimator | None = None
         self._first_batches: FirstBatches | None = None
         self._restored: dict[str, Any] = {}
-        self._warned: set[str] = set()
+        self._notices = Notices(_warn)
         self._cost_told = False
         self._first_step = 0
         self._told_others = False  # what a ModelCheckpoint that goes by our numbers has to be told
@@ -246,7 +237,7 @@ class SLTMonitor(pl.Callback):
         self._watch = self._new_watch(self._unused_watch)
 
     def _new_watch(self, state: Mapping[str, Any]) -> Watch:
-        watch = Watch(self._detectors, self._observables)
+        watch = Watch(self._detectors, self._observables, self._notices)
         watch.load_state_dict(copy.deepcopy(state))
         return watch
 
@@ -386,7 +377,9 @@ class SLTMonitor(pl.Callback):
             return take()
         except Exception as error:  # noqa: BLE001  # a detector or an observable may be the user's own
             reason = f"a `state_dict` raised {type(error).__name__}: {error}"
-            self._warn_once(f"Checkpoints go without the {what}, because {reason}. Training goes on.", f"state {what}")
+            self._notices.once(
+                f"Checkpoints go without the {what}, because {reason}. Training goes on.", f"state {what}"
+            )
             return otherwise
 
     def on_load_checkpoint(
@@ -427,7 +420,7 @@ class SLTMonitor(pl.Callback):
             with isolated_rng(seed_from(self._seed, step, _SCHEDULE_STREAM)):
                 return bool(schedule(step))
         except Exception as error:  # noqa: BLE001  # it is the user's own
-            self._warn_once(f"`schedule` raised {type(error).__name__}: {error}. Training goes on.", "schedule")
+            self._notices.once(f"`schedule` raised {type(error).__name__}: {error}. Training goes on.", "schedule")
             return False
 
     def _make_estimator(self, trainer: pl.Trainer, reference: Reference, num_samples: int | None) -> Estimator:
@@ -466,7 +459,7 @@ class SLTMonitor(pl.Callback):
         except (LossFnError, RankFailedError, TypeError, ValueError) as error:
             if self._loss_fn is None or not is_loss_fn_error(error):
                 raise MisconfigurationException(f"SLTMonitor: {error}") from error
-            self._warn_once(f"Every measurement will fail until this is mended: {error}")
+            self._notices.once(f"Every measurement will fail until this is mended: {error}")
 
     def _collect(self, trainer: pl.Trainer, first: FirstBatches, batch: Any) -> None:
         """Keep a batch; rank 0's are the reference set of all ranks."""
@@ -492,7 +485,7 @@ class SLTMonitor(pl.Callback):
             self._estimator = None  # where one rank has failed, none measures
             return
         if self._num_samples is not None and not first.enough:
-            self._warn_once(
+            self._notices.once(
                 f"Expected `num_samples` to be at most the samples of the first epoch, but got {self._num_samples}: "
                 f"measuring on the {len(self._estimator.reference)} that were seen."
             )
@@ -500,7 +493,7 @@ class SLTMonitor(pl.Callback):
 
     def _give_up(self, problem: str) -> None:
         self._first_batches = None
-        self._warn_once(
+        self._notices.once(
             f"The first training batches cannot serve as the reference set ({problem}), so nothing is measured in this "
             "fit. Training goes on. Give the samples to measure on as `reference`."
         )
@@ -550,7 +543,7 @@ class SLTMonitor(pl.Callback):
         for key in self._watch.settings().keys() - publication.scalars.keys():
             start = key.rpartition("/")[0] + "/"
             there = sorted(other for other in publication.scalars if other.startswith(start))
-            self._warn_once(
+            self._notices.once(
                 f"`detectors` watches {key!r}, which no measurement gives: there is {', '.join(there) or 'none'}."
             )
 
@@ -588,7 +581,9 @@ class SLTMonitor(pl.Callback):
             return publish_media(measurement, self._observables)
         except Exception as error:  # noqa: BLE001  # an observable may be the user's own
             kind = type(error).__name__
-            self._warn_once(f"The pictures could not be made: {kind}: {error}. Training goes on.", f"pictures {kind}")
+            self._notices.once(
+                f"The pictures could not be made: {kind}: {error}. Training goes on.", f"pictures {kind}"
+            )
             return {}
 
     def _goes_ahead(self, trainer: pl.Trainer) -> bool:
@@ -611,7 +606,7 @@ class SLTMonitor(pl.Callback):
             measurement = estimator.failed(step, f"{type(error).__name__}: {error}", start)
         if measurement.error is not None:
             kind = measurement.error.partition(":")[0]  # the texts may differ from one to the next
-            self._warn_once(f"The measurement at step {step} failed: {measurement.error}.", kind)
+            self._notices.once(f"The measurement at step {step} failed: {measurement.error}.", kind)
         self._budget.spend(measurement["cost"]["seconds"], expected if measurement["cost"]["sgld_steps"] else 0)
         cost = {
             **measurement["cost"],
@@ -647,7 +642,7 @@ class SLTMonitor(pl.Callback):
                 getattr(plugin, method)(*arguments)
         except Exception as error:  # noqa: BLE001  # a full disk or a finished W&B run must not end training
             name = getattr(plugin, "__name__", type(plugin).__name__)
-            self._warn_once(
+            self._notices.once(
                 f"{name}.{method} raised {type(error).__name__}: {error}. Training goes on.", f"{name}.{method}"
             )
             return False
@@ -658,16 +653,11 @@ class SLTMonitor(pl.Callback):
             self._safely(sink, "close")
         self._open_sinks = []
 
-    def _warn_once(self, message: str, reason: str | None = None) -> None:
-        if (reason or message) not in self._warned:
-            self._warned.add(reason or message)
-            rank_zero_warn(message, category=UserWarning)
-
     def _config(self, estimator: Estimator) -> dict[str, Any]:
         """The settings, in builtins, for the run's config."""
         return {
             "observables": sorted(self._observables),
-            "sampler": as_builtins(estimator.config),
+            "sampler": to_builtins(estimator.config, tag="name"),
             "nbeta": estimator.nbeta,
             "num_samples": len(estimator.reference),
             "persistent_chains": self._persistent_chains,
@@ -675,6 +665,10 @@ class SLTMonitor(pl.Callback):
             "detectors": self._watch.settings(),
             "seed": self._seed,
         }
+
+
+def _warn(message: str) -> None:
+    rank_zero_warn(message, category=UserWarning)
 
 
 def _finite(scalars: Mapping[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch.distributed
 
-from slt_callbacks.sampling import ReferenceSet
+from slt_callbacks.data.reference import ReferenceSet
 
 
 class LightningRanks:

@@ -12,10 +12,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from slt_callbacks.callbacks.checkpoints import step_of
-from slt_callbacks.callbacks.watch import FailureEvent, StepSizeEvent, is_mean
-from slt_callbacks.detection import JumpEvent, StageEvent
-from slt_callbacks.sinks import send_alert
+from slt_callbacks.basics.keys import is_mean
+from slt_callbacks.detection.jumps import JumpEvent
+from slt_callbacks.detection.records import StageEvent
+from slt_callbacks.recording.events import FailureEvent, StepSizeEvent
+from slt_callbacks.sinks.wandb import send_alert
+from slt_callbacks.weights.checkpoints import step_of
 
 Reaction = Callable[[pl.Trainer, pl.LightningModule, Any], None]
 _DIRECTION = {1: "up", -1: "down"}

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from slt_callbacks.sampling import Draw
+from slt_callbacks.sampling.draws import Draw
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.observables.trace import Trace
-from slt_callbacks.sampling import Draw
-from slt_callbacks.stats import drift, effective_sample_size, split_rhat
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.stats.diagnostics import drift, effective_sample_size, split_rhat
 
 
 class ChainHealth:

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from slt_callbacks.data.drawing import Reference
+from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
+from slt_callbacks.observables.pairs import Snapshot, SnapshotObservable, check_entries, matrix_of
+from slt_callbacks.observables.picture import Picture
 from slt_callbacks.observables.shifts import Course, Turns, cosine, follow
-from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries, matrix_of
-from slt_callbacks.sampling import Draw, Reference, ReferenceSet
-from slt_callbacks.stats import ChainSummary, Moments, Spread, moderated_variance, sign_quantile
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.stats.intervals import moderated_variance, sign_quantile
+from slt_callbacks.stats.moments import ChainSummary, Moments, Spread
 
 _MOST_EVENTS = 20  # rows of the table of movers
 _MOST_GROUPS = 100  # logged one by one: ten classes against ten
@@ -84,7 +88,7 @@ class Influence(SnapshotObservable):
     training.
 
     Example:
-        >>> from slt_callbacks.observables import ReferencePoint
+        >>> from slt_callbacks import ReferencePoint
         >>> influence, rows = Influence([torch.zeros(1, 2)]), torch.arange(2)
         >>> influence.reset(ReferencePoint(0, 1.0, torch.zeros(2), rows, 1.0, 0.0, 1, 2, "influence", rows[:1]))
         >>> for index, (i, j, query) in enumerate([(1.0, 5.0, 2.0), (3.0, 4.0, 3.0)]):

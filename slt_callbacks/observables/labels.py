@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from slt_callbacks.basics.keys import as_part
+
 
 class Labels:
     """One class a sample of a whole data set; the drawn samples pick theirs.
@@ -39,7 +41,7 @@ class Labels:
             )
         classes = sorted(set(items), key=lambda item: (isinstance(item, str), item))
         code = {item: number for number, item in enumerate(classes)}
-        self.names = [str(item).replace("/", "-") for item in classes]  # a slash would divide the logged key
+        self.names = [as_part(str(item)) for item in classes]
         _refuse_twins(classes, self.names, name)
         self._name = name
         self._codes = torch.tensor([code[item] for item in items], dtype=torch.int64)

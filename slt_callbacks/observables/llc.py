@@ -9,8 +9,8 @@ import torch
 
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.observables.trace import Trace
-from slt_callbacks.sampling import Draw
-from slt_callbacks.stats import effective_sample_size
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.stats.diagnostics import effective_sample_size
 
 
 class LLC:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
+from slt_callbacks.observables.pairs import Snapshot, SnapshotObservable, check_entries, matrix_of
+from slt_callbacks.observables.picture import Picture
 from slt_callbacks.observables.shifts import alignment, class_contrast, effective_rank, label_kernel
-from slt_callbacks.observables.snapshots import Picture, Snapshot, SnapshotObservable, check_entries, matrix_of
-from slt_callbacks.sampling import Draw, ReferenceSet
-from slt_callbacks.stats import ChainSummary
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.stats.moments import ChainSummary
 
 
 class LossKernel(SnapshotObservable):
@@ -55,7 +57,7 @@ class LossKernel(SnapshotObservable):
     Source: Adam et al. (arXiv 2509.26537).
 
     Example:
-        >>> from slt_callbacks.observables import ReferencePoint
+        >>> from slt_callbacks import ReferencePoint
         >>> kernel, losses = LossKernel(), torch.tensor([[1.0, 5.0], [3.0, 5.0]])
         >>> rows = torch.arange(2)
         >>> kernel.reset(ReferencePoint(0, 1.0, losses[0], rows, 1.0, 0.0, num_chains=1, num_draws=2))

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
+from slt_callbacks.basics.keys import RESERVED_NAMES
+from slt_callbacks.basics.plain import as_number
+from slt_callbacks.data.batches import Batch, as_lists, map_leaves
+from slt_callbacks.data.drawing import Reference, draw_reference
+from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.base import Observable, ReferencePoint
 from slt_callbacks.observables.llc import LLC
-from slt_callbacks.sampling import Draw, Reference, ReferenceSet, draw_reference
-from slt_callbacks.sampling.batches import Batch, as_lists, map_leaves
-
-RESERVED_NAMES = ("health", "cost", "step", "stage", "jump", "detection", "stages", "events")
+from slt_callbacks.sampling.draws import Draw
 
 
 class Panel:
@@ -125,7 +126,7 @@ class Panel:
         results = {}
         for key, observable in self.observables.items():
             try:
-                results[key] = {name: _builtin(value) for name, value in observable.compute().items()}
+                results[key] = {name: as_number(value) for name, value in observable.compute().items()}
             except Exception:
                 if not lenient:
                     raise
@@ -153,12 +154,6 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
                 f"{observable!r}."
             )
     return dict(observables)
-
-
-def _builtin(value: Any) -> Any:
-    """A number of any kind as an int, a float or a bool, which every logger and every checkpoint can take."""
-    number = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0)
-    return value.item() if number else value
 
 
 def _draw_queries(key: str, queries: Reference) -> ReferenceSet:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slt_callbacks.sampling.dynamics import SGLD, Dynamics, RMSPropSGLD
+from slt_callbacks.sampling.dynamics import Dynamics
+from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 
 ENGINES = ("auto", "sequential", "vectorized")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from slt_callbacks.sampling.fork import Fork
-from slt_callbacks.sampling.objective import Objective
+from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.weights.fork import Fork
 
 # From a random direction, eight iterations single out an isolated top eigenvalue among a million; from the direction
 # of the last measurement, which training has turned a little, three bring it back.
@@ -42,7 +42,7 @@ def largest_curvature(
     ours.
 
     Example:
-        >>> from slt_callbacks.sampling import draw_reference
+        >>> from slt_callbacks.data.drawing import draw_reference
         >>> class Weights(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

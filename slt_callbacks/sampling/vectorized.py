@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from slt_callbacks.sampling.batches import Batch, map_leaves
-from slt_callbacks.sampling.chains import Chain, Point
+from slt_callbacks.data.batches import Batch, map_leaves
+from slt_callbacks.losses.functions import losses_of
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.chains import Chain
 from slt_callbacks.sampling.dynamics import Dynamics, State
-from slt_callbacks.sampling.fork import twin_of
-from slt_callbacks.sampling.loss import losses_of
-from slt_callbacks.sampling.objective import Objective
+from slt_callbacks.sampling.engine import Point
 from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.weights.copies import twin_of
 
 Program = Callable[["LossesAt", torch.Tensor, Batch, int | None, float, int], tuple[torch.Tensor, torch.Tensor]]
 """What `chain_gradients` is, as it stands or compiled."""
@@ -41,7 +42,8 @@ class VectorizedEngine:
 
     Example:
         >>> from slt_callbacks import SGLD
-        >>> from slt_callbacks.sampling import Fork, draw_reference
+        >>> from slt_callbacks.weights.fork import Fork
+        >>> from slt_callbacks.data.drawing import draw_reference
         >>> reference = draw_reference([torch.ones(3, 2)])
         >>> objective = Objective(Fork(nn.Linear(2, 1)), lambda m, x: m(x).square()[:, 0], reference)
         >>> VectorizedEngine(objective, SGLD(1e-3), LocalPosterior(nbeta=1.0, localization=1.0)).try_step()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from slt_callbacks.sampling.chains import Draw
+from slt_callbacks.sampling.draws import Draw
 
 
 class Verdict:

@@ -8,36 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from slt_callbacks.detection import Stage
-from slt_callbacks.estimate import Measurement
-from slt_callbacks.observables import Observable, Picture
-
-PREFIX = "slt"
-STEP_KEY = f"{PREFIX}/step"
-
-
-@dataclass(frozen=True)
-class Report:
-    """The story of a run so far, for tables and a figure.
-
-    Attributes:
-        history: Its measurements in order, those from before a resume with their numbers alone.
-        stages: As in ``monitor.stages``.
-        events: As in ``monitor.events``.
-        rows: The events once more, one row of builtins each.
-        observable: The one that `stages` are of, by its key; None where no LLC is watched.
-
-    Example:
-        >>> report = Report(history=[Measurement(step=3, results={"llc": {"mean": 1.5}})])
-        >>> [measurement["llc"]["mean"] for measurement in report.history], len(report.stages)
-        ([1.5], 0)
-    """
-
-    history: Sequence[Measurement]
-    stages: Sequence[Stage] = ()
-    events: Sequence[Any] = ()
-    rows: Sequence[Mapping[str, Any]] = ()
-    observable: str | None = None
+from slt_callbacks.basics import keys
+from slt_callbacks.basics.keys import key_of
+from slt_callbacks.figures.report import Report
+from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.observables.base import Observable
+from slt_callbacks.observables.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -46,7 +22,7 @@ class Publication:
 
     Attributes:
         measurement: The whole record.
-        scalars: Every number of it under its logged key, such as ``slt/llc/mean``; `STEP_KEY` among them.
+        scalars: Every number of it under its logged key, such as ``slt/llc/mean``; ``slt/step`` among them.
         log_step: The step under which Lightning logs the training metrics of the same batch.
         events: Every event of the run so far, one row of builtins each, where this measurement brought a new one.
         stages: The developmental stages as they look now, one row of builtins each, in the same case.
@@ -113,7 +89,7 @@ def publish_scalars(measurement: Measurement) -> dict[str, float]:
         >>> publish_scalars(Measurement(step=3, results={"llc": {"mean": 1.5}}))
         {'slt/step': 3, 'slt/llc/mean': 1.5}
     """
-    return {STEP_KEY: measurement.step} | {f"{PREFIX}/{key}": value for key, value in measurement.scalars().items()}
+    return {keys.STEP: measurement.step} | {key_of(key): value for key, value in measurement.scalars().items()}
 
 
 def publish_media(measurement: Measurement, observables: Mapping[str, Observable]) -> dict[str, Any]:

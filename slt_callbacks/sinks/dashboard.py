@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Literal, overload
 
-from slt_callbacks.sinks.base import PREFIX, STEP_KEY
+from slt_callbacks.basics import keys as logged
+from slt_callbacks.basics.keys import key_of
 
 _WIDTH, _HEIGHT = 8, 6  # of a panel on W&B's grid of 24 columns: three in a row
 _HEALTH = (
@@ -109,13 +110,13 @@ def dashboard(
         project=project,
         name=name,
         sections=sections,
-        settings=workspaces.WorkspaceSettings(x_axis=STEP_KEY),
+        settings=workspaces.WorkspaceSettings(x_axis=logged.STEP),
     )
     return workspace.save().url if save else workspace
 
 
 class _Panels:
-    """The panels of every section; `STEP_KEY` is the axis of each line plot."""
+    """The panels of every section; `logged.STEP` is the axis of each line plot."""
 
     def __init__(self, panels: Any) -> None:
         self._panels = panels
@@ -130,17 +131,17 @@ class _Panels:
 
     def stages(self) -> list[Any]:
         return [
-            self._image("Loss and LLC with their stages", f"{PREFIX}/figure"),
-            self._line("Developmental stage", [f"{PREFIX}/stage"]),
-            self._line("Jumps of the LLC: +1 up, -1 down", [f"{PREFIX}/jump"]),
-            self._line("Noise of the curve over standard error", [f"{PREFIX}/detection/phi"]),
-            self._table(f"{PREFIX}/stages"),
-            self._table(f"{PREFIX}/events"),
+            self._image("Loss and LLC with their stages", logged.FIGURE),
+            self._line("Developmental stage", [logged.STAGE]),
+            self._line("Jumps of the LLC: +1 up, -1 down", [logged.JUMP]),
+            self._line("Noise of the curve over standard error", [logged.PHI]),
+            self._table(logged.STAGES),
+            self._table(logged.EVENTS),
         ]
 
     def kernel(self, keys: Sequence[str]) -> list[Any]:
         return [
-            *(self._image("Loss kernel", f"{PREFIX}/{key}/map") for key in keys),
+            *(self._image("Loss kernel", key_of(key, "map")) for key in keys),
             self._line("Alignment with the last kernel", _each(keys, "alignment")),
             self._line("Correlation within classes minus between", _each(keys, "class_contrast")),
             self._line("Effective rank", _each(keys, "effective_rank")),
@@ -148,23 +149,23 @@ class _Panels:
         ]
 
     def influence(self, keys: Sequence[str]) -> list[Any]:
-        groups = "|".join(f"{PREFIX}/{key}/group/.*" for key in keys)
+        groups = "|".join(key_of(key, "group/.*") for key in keys)
         return [
-            *(self._image("Influence", f"{PREFIX}/{key}/map") for key in keys),
+            *(self._image("Influence", key_of(key, "map")) for key in keys),
             self._line("How much influence has moved", _each(keys, "shift")),
             self._line("Pairs that changed sides", _each(keys, "sign_flips")),
-            self._panels.LinePlot(title="Mean influence of groups", x=STEP_KEY, metric_regex=groups),
-            *(self._table(f"{PREFIX}/{key}/events") for key in keys),
+            self._panels.LinePlot(title="Mean influence of groups", x=logged.STEP, metric_regex=groups),
+            *(self._table(key_of(key, "events")) for key in keys),
         ]
 
     def health(self) -> list[Any]:
         return [
-            *(self._line(title, [f"{PREFIX}/health/{name}"]) for title, name in _HEALTH),
-            *(self._line(title, [f"{PREFIX}/cost/{name}"]) for title, name in _COST),
+            *(self._line(title, [key_of("health", name)]) for title, name in _HEALTH),
+            *(self._line(title, [key_of("cost", name)]) for title, name in _COST),
         ]
 
     def _line(self, title: str, keys: list[str]) -> Any:
-        return self._panels.LinePlot(title=title, x=STEP_KEY, y=keys)
+        return self._panels.LinePlot(title=title, x=logged.STEP, y=keys)
 
     def _image(self, title: str, key: str) -> Any:
         return self._panels.MediaBrowser(title=title, media_keys=[key], num_columns=1)
@@ -186,7 +187,7 @@ def _workspaces() -> tuple[Any, Any]:
 
 
 def _each(keys: Sequence[str], name: str) -> list[str]:
-    return [f"{PREFIX}/{key}/{name}" for key in keys]
+    return [key_of(key, name) for key in keys]
 
 
 def _arranged(made: Sequence[Any], panels: Any) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -16,10 +15,12 @@ import numpy as np
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from slt_callbacks.detection import Stage
-from slt_callbacks.sinks.base import Publication, Report
-from slt_callbacks.sinks.figures import report_figure
-from slt_callbacks.sinks.images import correlation_map
+from slt_callbacks.basics.plain import as_json
+from slt_callbacks.detection.records import Stage
+from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.figures.report import Report
+from slt_callbacks.figures.stages import report_figure
+from slt_callbacks.sinks.base import Publication
 
 _A_STORY = 5  # measurements: fewer have no stages
 
@@ -40,8 +41,8 @@ class FileSink:
 
     Example:
         >>> import tempfile
-        >>> from slt_callbacks.estimate import Measurement
-        >>> from slt_callbacks.observables import Picture
+        >>> from slt_callbacks import Measurement
+        >>> from slt_callbacks.observables.picture import Picture
         >>> folder = Path(tempfile.mkdtemp())
         >>> sink = FileSink(folder)
         >>> sink.open([], {})
@@ -131,14 +132,14 @@ def write_tables(folder: Path, stages: Sequence[Stage], rows: Sequence[Mapping[s
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> write_tables(folder, [], [{"step": 3, "z": math.nan}])
+        >>> write_tables(folder, [], [{"step": 3, "z": float("nan")}])
         >>> json.loads((folder / "events.json").read_text())  # JSON has no NaN
         [{'step': 3, 'z': None}]
         >>> (folder / "stages.csv").read_text()[:25]
         'stage,type,status,start_s'
     """
     replace_file(folder / "stages.csv", csv_bytes([asdict(s) for s in stages], [f.name for f in fields(Stage)]))
-    events = [{key: _json(value) for key, value in row.items()} for row in rows]
+    events = [{key: as_json(value) for key, value in row.items()} for row in rows]
     replace_file(folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
 
 
@@ -157,11 +158,6 @@ def replace_file(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
-
-
-def _json(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _folder_of(loggers: Sequence[Any]) -> Path:

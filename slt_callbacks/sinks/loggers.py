@@ -20,7 +20,7 @@ class LoggerSink:
         ...         print(step, metrics)
         >>> sink = LoggerSink()
         >>> sink.open([Printing()], {})
-        >>> from slt_callbacks.estimate import Measurement
+        >>> from slt_callbacks import Measurement
         >>> sink.publish(Publication(Measurement(8, {}), {"slt/llc/mean": 1.5}, log_step=7))
         7 {'slt/llc/mean': 1.5}
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slt_callbacks.sinks.base import Publication, Report
+from slt_callbacks.figures.report import Report
+from slt_callbacks.sinks.base import Publication
 
 
 class MemorySink:

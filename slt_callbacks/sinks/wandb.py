@@ -8,11 +8,14 @@ from typing import Any
 
 import wandb
 
-from slt_callbacks.observables import Picture
-from slt_callbacks.sinks.base import PREFIX, STEP_KEY, Publication, Report
-from slt_callbacks.sinks.figures import report_figure
+from slt_callbacks.basics import keys
+from slt_callbacks.basics.keys import PREFIX, key_of
+from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.figures.report import Report
+from slt_callbacks.figures.stages import report_figure
+from slt_callbacks.observables.picture import Picture
+from slt_callbacks.sinks.base import Publication
 from slt_callbacks.sinks.files import caption, write_matrices
-from slt_callbacks.sinks.images import correlation_map
 
 # Seconds between two alerts of one title: within a minute W&B would drop the second, and a jump up and one down are two
 # pieces of news. The detectors have pauses of their own. 0 would stand for the minute.
@@ -55,10 +58,10 @@ class WandbSink:
         scalars: dict[str, Any] = {**publication.scalars, "trainer/global_step": publication.log_step}
         for run in self._runs:
             for key in publication.scalars:
-                if key == STEP_KEY and key not in self._defined:
+                if key == keys.STEP and key not in self._defined:
                     run.define_metric(key)
                 elif key not in self._defined:
-                    run.define_metric(key, step_metric=STEP_KEY, summary="last,max")
+                    run.define_metric(key, step_metric=keys.STEP, summary="last,max")
             try:
                 run.log(scalars | _media(publication))
             except Exception:
@@ -94,6 +97,37 @@ class WandbSink:
             run.log_artifact(artifact)
 
 
+class OwnRun:
+    """A run of our own, in the place of a Trainer's WandbLogger; it begins when it is first asked for.
+
+    Args:
+        options: Of ``wandb.init``.
+
+    Example:
+        >>> own = OwnRun(mode="disabled")
+        >>> own.finish()  # it has not begun
+        >>> wandb_run(own) is own.experiment
+        True
+        >>> own.finish()
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._run: Any = None
+
+    @property
+    def experiment(self) -> Any:
+        """The run."""
+        if self._run is None:
+            self._run = wandb.init(**self._options)
+        return self._run
+
+    def finish(self) -> None:
+        """End the run, if it has begun."""
+        if self._run is not None:
+            self._run.finish()
+
+
 def send_alert(loggers: Sequence[Any], title: str, text: str) -> bool:
     """Send an alert to every W&B run among the loggers.
 
@@ -123,17 +157,17 @@ def wandb_run(logger: Any) -> Any | None:
 
 def _media(publication: Publication) -> dict[str, Any]:
     media = _story(publication.events, publication.stages, publication.report) if publication.events else {}
-    media |= {f"{PREFIX}/{key}": _table(rows) for key, rows in publication.tables.items()}
-    return media | {f"{PREFIX}/{key}": _image(publication, picture) for key, picture in publication.pictures.items()}
+    media |= {key_of(key): _table(rows) for key, rows in publication.tables.items()}
+    return media | {key_of(key): _image(publication, picture) for key, picture in publication.pictures.items()}
 
 
 def _story(
     events: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], report: Report | None
 ) -> dict[str, Any]:
-    story: dict[str, Any] = {f"{PREFIX}/events": _table(events), f"{PREFIX}/stages": _table(stages)}
+    story: dict[str, Any] = {keys.EVENTS: _table(events), keys.STAGES: _table(stages)}
     figure = None if report is None else report_figure(report)
     if report is not None and figure is not None:
-        story[f"{PREFIX}/figure"] = wandb.Image(figure, caption=f"up to step {report.history[-1].step}")
+        story[keys.FIGURE] = wandb.Image(figure, caption=f"up to step {report.history[-1].step}")
     return story
 
 

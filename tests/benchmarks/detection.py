@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from slt_callbacks import Measurement
-from slt_callbacks.callbacks.watch import Watch
+from slt_callbacks.recording.watch import Watch
 from tests.benchmarks.rows import Row, at_most
 
 _POINTS = 500

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from slt_callbacks.detection import JumpDetector, StageDetector
+from slt_callbacks.detection.jumps import JumpDetector
+from slt_callbacks.detection.stages import StageDetector
 
 # False alarms per 100 points that the docstring of JumpDetector states, to two digits
 STATED = {"sensitive": 0.05, "default": 0.03, "strict": 0.02}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from slt_callbacks import SGLD, Estimator, SamplerConfig
-from slt_callbacks.sampling import draw_reference
+from slt_callbacks.data.drawing import draw_reference
 from tests.benchmarks.models import Transformer, token_losses, token_rows
 from tests.benchmarks.rows import Row, seconds
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from slt_callbacks import SGLD, SamplerConfig
-from slt_callbacks.sampling import ReferenceSet, draw_reference
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.data.reference import ReferenceSet
 
 # Chains with a memory of 2 / (5e-5 * 200) = 200 steps: wide enough that short cold ones are badly off.
 STEP_SIZE, NBETA, LOCALIZATION, BATCH_SIZE = 5e-5, 100.0, 200.0, 8

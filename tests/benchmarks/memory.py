@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from slt_callbacks import SGLD, Estimator, SamplerConfig
-from slt_callbacks.sampling import draw_reference
+from slt_callbacks.data.drawing import draw_reference
 from tests.benchmarks.models import perceptron, square_losses
 
 NUM_CHAINS = 4

@@ -13,9 +13,12 @@ import wandb
 from torch import nn
 
 from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, SamplerConfig
-from slt_callbacks.observables import Observable
-from slt_callbacks.sampling import Fork, Objective, ReferenceSet, draw_reference
-from slt_callbacks.sinks import correlation_map
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.data.reference import ReferenceSet
+from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.observables.base import Observable
+from slt_callbacks.weights.fork import Fork
 from tests.benchmarks.models import Transformer, token_losses, token_rows
 from tests.benchmarks.rows import Row, at_most, interleaved, median_seconds, seconds
 
@@ -98,8 +101,8 @@ def against_bif(repeats: int = 3) -> Row:
     import xarray as xr
     from devinterp.slt.bif import compute_bif
 
-    from slt_callbacks.observables import ReferencePoint
-    from slt_callbacks.sampling import Draw
+    from slt_callbacks.observables.base import ReferencePoint
+    from slt_callbacks.sampling.draws import Draw
 
     size, draws = _SIZE, _CHAINS * 100
     losses = torch.randn(_CHAINS, draws // _CHAINS, 2 * size, generator=torch.Generator().manual_seed(0)).double()

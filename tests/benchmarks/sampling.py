@@ -12,18 +12,15 @@ import torch
 from torch import nn
 
 from slt_callbacks import SGLD, Estimator, SamplerConfig
-from slt_callbacks.sampling import (
-    Engine,
-    Fork,
-    LocalPosterior,
-    Objective,
-    SequentialEngine,
-    VectorizedEngine,
-    draw_reference,
-    largest_curvature,
-    make_chains,
-)
-from slt_callbacks.sampling.vectorized import chain_gradients
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.chains import make_chains
+from slt_callbacks.sampling.curvature import largest_curvature
+from slt_callbacks.sampling.engine import Engine
+from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sampling.sequential import SequentialEngine
+from slt_callbacks.sampling.vectorized import VectorizedEngine, chain_gradients
+from slt_callbacks.weights.fork import Fork
 from tests.benchmarks.memory import NUM_CHAINS
 from tests.benchmarks.models import Transformer, perceptron, square_losses, token_losses, token_rows
 from tests.benchmarks.rows import Row, at_most, interleaved, seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from slt_callbacks import Estimator
-from slt_callbacks.estimate import Measurement
+from slt_callbacks.measuring.measurement import Measurement
 from tests.benchmarks import language
 from tests.benchmarks.rows import Row, at_most
 

@@ -6,7 +6,8 @@ import pytest
 
 from slt_callbacks import JumpEvent, Measurement
 from slt_callbacks.callbacks.reactions import describe
-from slt_callbacks.callbacks.watch import StepSizeEvent, Watch
+from slt_callbacks.recording.events import StepSizeEvent
+from slt_callbacks.recording.watch import Watch
 
 
 def record(step: int, mean: float, step_size: float) -> Measurement:

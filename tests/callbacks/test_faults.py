@@ -42,8 +42,7 @@ from slt_callbacks import (
     SLTMonitor,
     WandbSink,
 )
-from slt_callbacks.sampling import RankFailedError
-from slt_callbacks.sampling.ranks import Failure
+from slt_callbacks.basics.errors import Failure, RankFailedError
 from tests.passivity.runs import Fires
 from tests.sinks.test_sinks import offline_logger
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error

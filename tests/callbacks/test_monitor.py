@@ -32,7 +32,8 @@ from slt_callbacks import (
 )
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.monitor import _MOST_MATRIX_BYTES
-from slt_callbacks.sampling import draw_reference, warm_round
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.sampling.chains import warm_round
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
 

@@ -21,10 +21,10 @@ from PIL import Image
 
 import slt_callbacks
 from slt_callbacks import Estimator, JumpDetector, Measurement, SamplerConfig, replay_checkpoints
-from slt_callbacks.callbacks import checkpoints as checkpoints_module
-from slt_callbacks.callbacks import replay as replay_module
-from slt_callbacks.callbacks.command import main
-from slt_callbacks.sampling import draw_reference
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.replay import replay as replay_module
+from slt_callbacks.replay.command import main
+from slt_callbacks.weights import checkpoints as checkpoints_module
 from tests.callbacks.replay_project import Oddity, Sized
 from tests.callbacks.test_watch import JUMP_AT, Planted, table, watched
 from tests.training import QUICK, Regression, data, fit, monitor, square_error

@@ -32,7 +32,8 @@ from slt_callbacks import (
     stage_figure,
 )
 from slt_callbacks.callbacks.reactions import num_transitions
-from slt_callbacks.callbacks.watch import FailureEvent, StepSizeEvent, Watch
+from slt_callbacks.recording.events import FailureEvent, StepSizeEvent
+from slt_callbacks.recording.watch import Watch
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import fit, monitor
 

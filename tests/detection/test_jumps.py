@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from slt_callbacks.detection import JumpDetector, JumpEvent
+from slt_callbacks.detection.jumps import JumpDetector, JumpEvent
 
 
 def noisy(seed, n=80, at=None, size=10.0, width=1, sd=1.0, level=50.0):

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from slt_callbacks.detection import JumpDetector, StageDetector
+from slt_callbacks.detection.jumps import JumpDetector
 from slt_callbacks.detection.noise import NoiseModel, isolated_spikes
+from slt_callbacks.detection.stages import StageDetector
 
 
 def fill(values, stderr=None, chains=4):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from slt_callbacks.detection import Stage, StageDetector, StageEvent
 from slt_callbacks.detection.partition import Lines, Partition, pieces
+from slt_callbacks.detection.records import Stage, StageEvent
+from slt_callbacks.detection.stages import StageDetector
 
 # Flat, up, down, flat: boundaries at 30, 60, 90
 CURVE = np.concatenate([np.zeros(30), np.arange(1, 31), 30 - np.arange(1, 31), np.zeros(30)])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from slt_callbacks import Measurement
 from slt_callbacks.callbacks.reactions import describe
-from slt_callbacks.callbacks.watch import Watch
+from slt_callbacks.recording.watch import Watch
 from tests.examples.test_language_model import run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "grokking.py"

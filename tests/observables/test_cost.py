@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from slt_callbacks import LLC, SGLD, Influence, LossKernel, SamplerConfig, estimate
-from slt_callbacks.sampling import ReferenceSet
+from slt_callbacks.data.reference import ReferenceSet
 
 SAMPLES, BLOCK, CHAINS, DRAWS = 24, 10, 3, 7
 

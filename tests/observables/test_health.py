@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from slt_callbacks.observables import ChainHealth, ReferencePoint
-from slt_callbacks.sampling import Draw
-from slt_callbacks.stats import drift, effective_sample_size, split_rhat
+from slt_callbacks.observables.base import ReferencePoint
+from slt_callbacks.observables.health import ChainHealth
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.stats.diagnostics import drift, effective_sample_size, split_rhat
 
 TRACE = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -9,9 +9,9 @@ from scipy.stats import poisson
 from torch import nn
 
 from slt_callbacks import SGLD, Estimator, Influence, LossKernel, SamplerConfig, estimate
+from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.observables.shifts import Course, cosine, follow
-from slt_callbacks.sampling import draw_reference
-from slt_callbacks.stats import sign_quantile
+from slt_callbacks.stats.intervals import sign_quantile
 from tests.observables.draws import draw_of, feed, point_for
 
 ANY = [torch.zeros(4, 1)]

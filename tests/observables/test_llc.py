@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.observables import LLC, ReferencePoint
-from slt_callbacks.sampling import Draw
+from slt_callbacks.observables.base import ReferencePoint
+from slt_callbacks.observables.llc import LLC
+from slt_callbacks.sampling.draws import Draw
 
 NBETA = 10.0
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from slt_callbacks import SGLD, Draw, Estimator, Influence, LossKernel, ReferencePoint, SamplerConfig, estimate
+from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.observables.labels import Labels, display_order
 from slt_callbacks.observables.shifts import alignment, class_contrast, effective_rank, label_kernel
-from slt_callbacks.sampling import draw_reference
 from tests import oracles
 from tests.observables.draws import draw_of, feed, point_for
 

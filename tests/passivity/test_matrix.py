@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slt_callbacks.sampling import Fork
+from slt_callbacks.weights.fork import Fork
 from tests.passivity import __main__ as command
 from tests.passivity.cases import CASES, Schedule
 from tests.passivity.others import OTHERS

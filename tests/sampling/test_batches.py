@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.sampling.batches import concatenate, leaves, map_leaves, num_rows, signature, take_rows
+from slt_callbacks.data.batches import concatenate, leaves, map_leaves, num_rows, signature, take_rows
 
 Pair = namedtuple("Pair", "x y")
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.sampling import Chain, Draw, Sampler, warm_round
+from slt_callbacks.sampling.chains import Chain, warm_round
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.sampling.sampler import Sampler
 from tests.problems import Quadratic, Weights, engine_for, objective_for, settings
 
 H = torch.tensor([0.5, 2.0, 4.0])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from slt_callbacks.sampling import SGLD, RMSPropSGLD, SamplerConfig, default_nbeta
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+from slt_callbacks.sampling.posterior import default_nbeta
 
 
 @pytest.mark.parametrize("name", ["num_chains", "num_draws", "num_steps_bw_draws", "batch_size", "block_size"])

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from slt_callbacks.sampling import SGLD, LocalPosterior, generator, largest_curvature
+from slt_callbacks.basics.rng import generator
+from slt_callbacks.sampling.curvature import largest_curvature
+from slt_callbacks.sampling.langevin import SGLD
+from slt_callbacks.sampling.posterior import LocalPosterior
 from tests import oracles
 from tests.problems import TWO_SAMPLES, Quadratic, Weights, estimate, llc, objective_for, settings
 

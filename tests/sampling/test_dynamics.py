@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from slt_callbacks.sampling import SGLD, LocalPosterior, RMSPropSGLD, resolve_step_size
+from slt_callbacks.sampling.dynamics import resolve_step_size
+from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+from slt_callbacks.sampling.posterior import LocalPosterior
 
 NBETA, GAMMA = 7.0, 3.0
 POSTERIOR = LocalPosterior(NBETA, GAMMA)

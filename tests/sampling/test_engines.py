@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks.sampling import Objective, SamplerConfig, is_worth_it, time_ratio
-from slt_callbacks.sampling.chains import Chain, Point
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.chains import Chain
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.engine import Point
+from slt_callbacks.sampling.engine_choice import is_worth_it, time_ratio
 from tests.problems import engine_for, objective_for, settings, squared_error
 
 

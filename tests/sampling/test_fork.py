@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from slt_callbacks.sampling import Fork
-from slt_callbacks.sampling.fork import _pieces
+from slt_callbacks.weights.fork import Fork
+from slt_callbacks.weights.pieces import pieces_of
 from tests.problems import Everything, estimate, llc, settings
 
 X = torch.linspace(-1, 1, 24).view(6, 4)
@@ -420,7 +420,7 @@ def test_reset_goes_back_to_the_anchor_plus_displacement() -> None:
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_pieces_cut_the_flat_vector_without_gap_or_overlap(sizes: list[int], device: str) -> None:
-    pieces = _pieces(sizes, device)
+    pieces = pieces_of(sizes, device)
     flat = torch.arange(float(sum(sizes)))
     tensors = list(flat.split(sizes))
     assert torch.equal(torch.cat([piece.of(flat) for piece in pieces]), flat)

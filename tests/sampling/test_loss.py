@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from slt_callbacks import estimate
-from slt_callbacks.sampling import Fork, LossFnError, check_loss, losses_of, resolve_loss
+from slt_callbacks.basics.errors import LossFnError
+from slt_callbacks.losses.functions import check_loss, losses_of, resolve_loss
+from slt_callbacks.weights.fork import Fork
 
 X = torch.linspace(-1, 1, 6).view(3, 2)
 

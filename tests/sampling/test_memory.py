@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from slt_callbacks.sampling import Chain, ChainMemory
+from slt_callbacks.sampling.chains import Chain
+from slt_callbacks.sampling.memory import ChainMemory
 
 CPU = torch.device("cpu")
 

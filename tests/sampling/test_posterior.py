@@ -2,7 +2,7 @@
 
 import torch
 
-from slt_callbacks.sampling import LocalPosterior
+from slt_callbacks.sampling.posterior import LocalPosterior
 
 
 def test_gradient_is_that_of_minus_the_log_density_and_changes_nothing() -> None:

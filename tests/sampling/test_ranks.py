@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.sampling import Alone, Exchange, LossFnError, RankFailedError, is_out_of_memory
-from slt_callbacks.sampling.ranks import is_loss_fn_error
+from slt_callbacks.basics.errors import LossFnError, RankFailedError, is_loss_fn_error, is_out_of_memory
+from slt_callbacks.basics.ranks import Alone, Exchange
 from tests.processes import ThreadRank, on_ranks
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from slt_callbacks.sampling import DEFAULT_NUM_SAMPLES, draw_reference
-from slt_callbacks.sampling.batches import leaves
+from slt_callbacks.data.batches import leaves
+from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, draw_reference
 
 X = torch.arange(20.0).view(10, 2)
 Y = torch.arange(10)
@@ -52,7 +52,7 @@ class Plain:
 
 def split(batch: Any) -> list[Any]:
     """In ragged batches of 4, 4 and 2."""
-    from slt_callbacks.sampling.batches import take_rows
+    from slt_callbacks.data.batches import take_rows
 
     return [take_rows(batch, rows, 10) for rows in torch.arange(10).split(4)]
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks.sampling import Fork, draw_reference
-from slt_callbacks.sampling.rehearsal import Rehearsal
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.losses.rehearsal import Rehearsal
+from slt_callbacks.weights.fork import Fork
 
 
 def rehearsal(loss_fn: Any, reference: Any) -> Rehearsal:

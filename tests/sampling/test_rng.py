@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slt_callbacks.sampling.rng import generator, isolated_rng, seed_from
+from slt_callbacks.basics.rng import generator, isolated_rng, seed_from
 
 
 def test_different_keys_give_different_seeds() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
-from slt_callbacks.sampling.singles import Singles, go_at_once
+from slt_callbacks.losses.singles import Singles, go_at_once
 
 X = torch.linspace(-1, 1, 12).view(6, 2)
 NAMES = [f"n{i}" for i in range(6)]

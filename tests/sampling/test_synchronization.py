@@ -12,20 +12,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slt_callbacks import LLC, SGLD, Influence, LossKernel, RMSPropSGLD
-from slt_callbacks.observables import ChainHealth, Panel, ReferencePoint
-from slt_callbacks.sampling import (
-    Fork,
-    LocalPosterior,
-    Objective,
-    Probe,
-    Sampler,
-    SamplerConfig,
-    SequentialEngine,
-    VectorizedEngine,
-    draw_reference,
-    make_chains,
-)
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.losses.probes import Probe
+from slt_callbacks.observables.base import ReferencePoint
+from slt_callbacks.observables.health import ChainHealth
+from slt_callbacks.observables.panel import Panel
+from slt_callbacks.sampling.chains import make_chains
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sampling.sampler import Sampler
+from slt_callbacks.sampling.sequential import SequentialEngine
+from slt_callbacks.sampling.vectorized import VectorizedEngine
 from slt_callbacks.sampling.verdict import Verdict
+from slt_callbacks.weights.fork import Fork
 
 WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 READS = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from slt_callbacks import LLC, SGLD, Estimator, RMSPropSGLD, SamplerConfig, estimate
-from slt_callbacks.sampling import draw_reference
+from slt_callbacks.data.drawing import draw_reference
 
 CONFIG = SamplerConfig(SGLD(1e-3), nbeta=20.0, num_chains=3, num_draws=6, num_burnin_steps=4, num_steps_bw_draws=2)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.sampling import Draw
+from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.sampling.verdict import Verdict
 
 NBETA, P, N = 10.0, 50, 4

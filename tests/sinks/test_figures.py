@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from slt_callbacks import JumpEvent, Measurement, Stage, StageEvent, stage_figure
-from slt_callbacks.sinks import Report, figures
-from slt_callbacks.sinks.figures import report_figure
+from slt_callbacks.figures import stages as figures
+from slt_callbacks.figures.report import Report
+from slt_callbacks.figures.stages import report_figure
 
 STEPS = [1, 3, 10, 32, 100, 316, 1000]
 

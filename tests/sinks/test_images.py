@@ -11,8 +11,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
 from slt_callbacks import FileSink, Influence, LossKernel, Measurement, MemorySink, WandbSink
-from slt_callbacks.observables import Picture
-from slt_callbacks.sinks import Publication, correlation_map, publish_media
+from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.observables.picture import Picture
+from slt_callbacks.sinks.base import Publication, publish_media
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import data, fit, monitor
 

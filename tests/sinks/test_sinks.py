@@ -12,7 +12,7 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from slt_callbacks import LoggerSink, Measurement, MemorySink, Sink, WandbSink
-from slt_callbacks.sinks import Publication, publish_scalars
+from slt_callbacks.sinks.base import Publication, publish_scalars
 
 MEASUREMENT = Measurement(8, {"llc": {"mean": 1.5, "per_chain": [1, 2]}, "health": {"failed_chains": 0}})
 PUBLICATION = Publication(MEASUREMENT, publish_scalars(MEASUREMENT), log_step=7)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slt_callbacks.stats import drift, effective_sample_size, split_rhat
+from slt_callbacks.stats.diagnostics import drift, effective_sample_size, split_rhat
 
 
 def autoregressive(chains: int, draws: int, a: float, seed: int) -> torch.Tensor:

@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from slt_callbacks.stats import (
-    ChainMoments,
-    Moments,
-    RunningMoments,
-    merge,
-    moderated_variance,
-    moments_of,
-    sign_quantile,
-)
+from slt_callbacks.stats.intervals import moderated_variance, sign_quantile
+from slt_callbacks.stats.moments import ChainMoments, Moments, RunningMoments, merge, moments_of
 
 
 def random_trace(*shape: int, seed: int = 0) -> torch.Tensor:

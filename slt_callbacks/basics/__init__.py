@@ -1,0 +1,1 @@
+"""The ground: what every floor may use. It imports nothing of this package."""

@@ -1,0 +1,1 @@
+"""Batches of any structure, and the fixed samples that every measurement looks at."""

@@ -1,0 +1,102 @@
+"""The picture of a calibration: LLC against step size, one panel a localization, one line an nbeta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slt_callbacks.figures.stages import figure_class
+from slt_callbacks.measuring.calibrate import Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+_STAR = "#F0E442"
+_MARKERS = {"sound": "o", "biased": "x", "drifts": "v", "chains disagree": "s", "diverges": "X"}
+
+
+def calibration_figure(calibration: Calibration, path: str | Path | None = None) -> Figure:
+    """Draw the LLC over the grid. A setting to trust lies on a plateau: full dots, level with their left neighbours.
+
+    Args:
+        calibration: From `calibrate`.
+        path: Where to write it; None to only return it.
+
+    Returns:
+        The figure; a panel has as its label the localization.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+
+    Example:
+        >>> from slt_callbacks import CalibrationPoint, SamplerConfig
+        >>> point = CalibrationPoint(1e-4, 50.0, 100.0, 7.0, 0.2, 1.0, 0.5, 0.01, 0, "sound")
+        >>> figure = calibration_figure(Calibration((point,), None, SamplerConfig()))
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['localization 100']
+    """
+    points, best = calibration.points, calibration.recommended
+    localizations = sorted({point.localization for point in points})
+    nbetas = sorted({point.nbeta for point in points})
+    kind = figure_class()
+    figure = kind(figsize=(4.2 * len(localizations) + 0.8, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(localizations), sharey=True, squeeze=False)[0]
+    finite = [p.llc for p in points if p.verdict == "sound"] or [p.llc for p in points if np.isfinite(p.llc)]
+    for axes, localization in zip(panels, localizations, strict=True):
+        for nbeta, colour in zip(nbetas, _COLOURS * len(nbetas), strict=False):
+            here = [p for p in points if (p.localization, p.nbeta) == (localization, nbeta) and np.isfinite(p.llc)]
+            steps, llcs = [p.step_size for p in here], [p.llc for p in here]
+            axes.errorbar(
+                steps, llcs, [2 * np.nan_to_num(p.stderr) for p in here], color=colour, label=f"nbeta {nbeta:.3g}"
+            )
+            for point in here:
+                face = colour if point.verdict == "sound" else "none"
+                marker = _MARKERS[point.verdict]
+                edge: dict[str, Any] = (
+                    {"color": colour} if marker == "x" else {"facecolors": face, "edgecolors": colour}
+                )
+                axes.scatter(point.step_size, point.llc, s=42, marker=marker, zorder=3, **edge)
+            if best is not None and (best.localization, best.nbeta) == (localization, nbeta):
+                (chosen,) = [p for p in here if p.step_size == best.dynamics.step_size]
+                axes.scatter(
+                    chosen.step_size, chosen.llc, s=330, marker="*", color="#F0E442", edgecolors="black", zorder=2
+                )
+        axes.set_title(f"localization {localization:g}", loc="left")
+        axes.set_xscale("log")
+        axes.set_xlabel("step size")
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    if finite:
+        low, high = min(finite), max(finite)
+        margin = 0.5 * (high - low) or 1.0
+        panels[0].set_ylim(low - margin, high + margin)  # what diverges may leave the picture
+    panels[0].set_ylabel("local learning coefficient, ± 2 standard errors")
+    _legend(figure, panels[0])
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    lines, labels = axes.get_legend_handles_labels()
+    # Drawn nowhere: a scatter without points gives its marker to the legend.
+    keys = [
+        axes.scatter([], [], marker=marker, facecolors="0.3" if verdict == "sound" else "none", edgecolors="0.3")
+        for verdict, marker in _MARKERS.items()
+        if marker != "x"
+    ]
+    cross = axes.scatter([], [], marker="x", color="0.3")
+    keys.insert(list(_MARKERS).index("biased"), cross)
+    star = axes.scatter([], [], s=160, marker="*", color=_STAR, edgecolors="black")
+    figure.legend(
+        [*lines, *keys, star],
+        [*labels, *_MARKERS, "recommended"],
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        fontsize=9,
+    )

@@ -1,0 +1,1 @@
+"""Loss functions, and the losses of samples where the weights stand."""

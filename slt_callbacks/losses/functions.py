@@ -1,0 +1,182 @@
+"""From a module and a batch to losses: the user's function, checked and brought to one form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from slt_callbacks.basics.errors import LossFnError
+from slt_callbacks.data.batches import Batch, describe, leaves
+
+if TYPE_CHECKING:
+    LossFn = Callable[[Any, Batch], torch.Tensor]
+else:  # LightningCLI would refuse a function that does not say that it returns a tensor
+    LossFn = Callable[[Any, Batch], Any]
+"""``(module, batch) -> losses``: one a sample ``(B,)``, one a token ``(B, T)`` (averaged), or a scalar mean."""
+
+
+def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
+    """The loss to sample: `loss_fn`, or the module's own.
+
+    Args:
+        loss_fn: The user's function, or None for ``module.per_sample_loss(batch)`` or, failing that, the loss that
+            ``module.training_step`` returns, with its logging muted.
+        module: The live module; only looked at.
+
+    Raises:
+        TypeError: If `loss_fn` cannot be called.
+        ValueError: If it is None and the module has neither method.
+
+    Example:
+        >>> class Net(nn.Linear):
+        ...     def per_sample_loss(self, batch):
+        ...         return self(batch).square().mean(1)
+        >>> net = Net(2, 1)
+        >>> resolve_loss(None, net)(net, torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+    check_loss_fn(loss_fn)
+    if loss_fn is not None:
+        return loss_fn
+    if callable(getattr(module, "per_sample_loss", None)):
+        return _per_sample_method
+    # LightningModule itself defines a training_step that does nothing; only a class's own counts.
+    if _overrides_training_step(module):
+        return _training_step
+    raise ValueError(
+        f"Expected `loss_fn`, or a method `per_sample_loss(batch)` or `training_step(batch, batch_idx)` on "
+        f"{type(module).__name__}, but found none: pass a function `loss_fn(module, batch)` that returns one loss a "
+        "sample."
+    )
+
+
+def check_loss_fn(loss_fn: Any) -> None:
+    """Refuse what cannot be a loss function.
+
+    Raises:
+        TypeError: If it is neither None nor callable.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"Expected `loss_fn` to be a function (module, batch) -> losses, but got {loss_fn!r}.")
+
+
+def losses_of(loss_fn: LossFn, module: nn.Module, batch: Batch, size: int) -> torch.Tensor:
+    """Losses of one batch: shape ``(size,)``, or ``()`` where `loss_fn` gives only the mean.
+
+    Raises:
+        TypeError: If `loss_fn` does not return a real floating-point tensor.
+        ValueError: If its shape is none of ``(size,)``, ``(size, T)``, ``()``.
+    """
+    return as_losses(loss_fn(module, batch), size)
+
+
+def as_losses(losses: Any, size: int) -> torch.Tensor:
+    """What a loss function returned for `size` samples, brought to the form of `losses_of`; the errors are the same."""
+    if not isinstance(losses, torch.Tensor):
+        raise TypeError(
+            f"Expected `loss_fn` to return a tensor of losses, but got {type(losses).__name__}: return the tensor "
+            "itself, not its .item()."
+        )
+    if not losses.is_floating_point():
+        raise TypeError(f"Expected `loss_fn` to return floating-point losses, but got {losses.dtype}.")
+    if losses.ndim == 2 and losses.shape[0] == size and losses.shape[1] > 0:
+        return losses.mean(1)
+    if losses.ndim == 0 and size == 1:
+        return losses.reshape(1)  # a `squeeze` in the user's model takes the only sample's dimension with it
+    if losses.ndim == 0 or losses.shape == (size,):
+        return losses
+    raise ValueError(
+        f"Expected `loss_fn` to return one loss a sample, shape ({size},), one a token, ({size}, T), or a scalar, but "
+        f'got {tuple(losses.shape)} for a batch of {size}: use reduction="none" and average over all but the first '
+        "dimension."
+    )
+
+
+def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor], batch: Batch, size: int) -> bool:
+    """Try `loss_fn` on one batch with gradient, so that a mistake shows before any training.
+
+    Args:
+        loss_fn: From `resolve_loss`.
+        module: A fork, not the live module.
+        parameters: Its trainable parameters.
+        batch: A batch of `size` samples.
+        size: Number of samples.
+
+    Returns:
+        Whether the losses come one a sample (else only as a mean).
+
+    Raises:
+        TypeError: As `losses_of`.
+        ValueError: As `losses_of`; also if there is no gradient, or if the batch was changed in place.
+        LossFnError: If `loss_fn` raises.
+    """
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, torch.Tensor)]
+    versions = [leaf._version for leaf in tensors]
+    try:
+        returned = loss_fn(module, batch)
+    except Exception as error:
+        raise LossFnError(
+            f"`loss_fn` raised {type(error).__name__} on {describe(batch)}: {error}. {_what_to_write(loss_fn, batch)}"
+        ) from error
+    losses = as_losses(returned, size)
+    if [leaf._version for leaf in tensors] != versions:
+        raise ValueError(
+            f"Expected `loss_fn` to leave its batch as it is, but it changed {describe(batch)} in place: clone the "
+            "tensor before writing into it."
+        )
+    gradients: list[torch.Tensor | None] = []
+    if losses.requires_grad:
+        gradients = list(torch.autograd.grad(losses.mean(), parameters, allow_unused=True))
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "Expected the result of `loss_fn` to have a gradient with respect to the module it was given, but it has "
+            "none: use the `module` argument (it is a copy of the live one), and no torch.no_grad(), .detach() or "
+            ".item()."
+        )
+    return losses.ndim == 1
+
+
+def _what_to_write(loss_fn: LossFn, batch: Batch) -> str:
+    """How a loss function that raised may be mended."""
+    if loss_fn is _training_step:
+        hint = "Pass `loss_fn` instead of relying on `training_step`."
+    elif loss_fn is _per_sample_method:
+        hint = "It was called as module.per_sample_loss(batch)."
+    else:
+        hint = "It was called as loss_fn(module, batch) and has to return the losses."
+    if isinstance(batch, torch.Tensor):  # of (x, y) each tensor is taken for a batch of its own
+        hint += " If `reference` is one batch of several tensors, write [batch]."
+    return hint
+
+
+def _per_sample_method(module: Any, batch: Batch) -> torch.Tensor:
+    losses: torch.Tensor = module.per_sample_loss(batch)
+    return losses
+
+
+def _training_step(module: Any, batch: Batch) -> torch.Tensor:
+    # Instance attributes of a private fork: the class, and the live module, keep their logging.
+    module.log = module.log_dict = _muted
+    output = module.training_step(batch, 0) if _takes_batch_index(module) else module.training_step(batch)
+    loss: torch.Tensor = output["loss"] if isinstance(output, dict) else output
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    return loss
+
+
+def _muted(*_args: Any, **_kwargs: Any) -> None:
+    """Stands in for `log` and `log_dict` on a fork."""
+
+
+def _overrides_training_step(module: nn.Module) -> bool:
+    step = getattr(type(module), "training_step", None)
+    return step is not None and not step.__module__.startswith(("lightning.", "pytorch_lightning."))
+
+
+def _takes_batch_index(module: nn.Module) -> bool:
+    arguments = inspect.signature(type(module).training_step).parameters  # type: ignore[attr-defined]
+    return len(arguments) > 2 or any(argument.kind is argument.VAR_POSITIONAL for argument in arguments.values())

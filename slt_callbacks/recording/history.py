@@ -1,0 +1,96 @@
+"""The measurements of a run, of which the older ones keep their numbers only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.observables.base import Observable
+
+_MOST_KEPT = 16  # measurements with matrices, however small these are: a run may have thousands
+
+
+class History:
+    """Every measurement of a run; matrices, such as a kernel's covariance, of the last ones alone.
+
+    Args:
+        observables: By key; the matrices are those of observables that give them to files.
+        most_bytes: Of matrices, in all; the newest measurement keeps its own in any case.
+
+    Attributes:
+        measurements: In order.
+    """
+
+    def __init__(self, observables: Mapping[str, Observable], most_bytes: int) -> None:
+        self._observables = observables
+        self._most_bytes = most_bytes
+        self._heavy: deque[tuple[int, int]] = deque()  # places of measurements with matrices, and their bytes
+        self.measurements: list[Measurement] = []
+
+    def add(self, measurement: Measurement) -> None:
+        """Keep a measurement; the oldest ones give up their matrices where they are too many."""
+        size = sum(matrix.nbytes for matrix in self._matrices(measurement).values())
+        self._heavy.append((len(self.measurements), size))
+        self.measurements.append(measurement)
+        while len(self._heavy) > 1 and (len(self._heavy) > _MOST_KEPT or self._bytes() > self._most_bytes):
+            place, _ = self._heavy.popleft()
+            self.measurements[place] = self._lightened(self.measurements[place])
+
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._heavy)
+
+    def _lightened(self, old: Measurement) -> Measurement:
+        gone = self._matrices(old)
+        results = {
+            key: _Lightened(
+                {name: value for name, value in result.items() if (key, name) not in gone},
+                {name for owner, name in gone if owner == key},
+            )
+            for key, result in old.results.items()
+        }
+        return replace(old, results=results)
+
+    def _matrices(self, measurement: Measurement) -> dict[tuple[str, str], torch.Tensor]:
+        """The tensors of two dimensions of observables that show their matrices."""
+        return {
+            (key, name): value
+            for key, result in measurement.results.items()
+            if hasattr(self._observables.get(key), "matrices")
+            for name, value in result.items()
+            if isinstance(value, torch.Tensor) and value.ndim == 2
+        }
+
+
+def remembered(step: int, scalars: Mapping[str, float], error: str | None) -> Measurement:
+    """A measurement of before a resume, of which a checkpoint holds the numbers alone.
+
+    Example:
+        >>> remembered(3, {"llc/mean": 1.0, "llc/std": 0.5}, None).results
+        {'llc': {'mean': 1.0, 'std': 0.5}}
+    """
+    results: dict[str, dict[str, float]] = {}
+    for key, value in scalars.items():
+        observable, _, name = key.partition("/")
+        results.setdefault(observable, {})[name] = value
+    return Measurement(step, results, error)
+
+
+class _Lightened(dict[str, Any]):
+    """A result without its matrices, which says where they are when it is asked for one."""
+
+    def __init__(self, result: Mapping[str, Any], gone: set[str]) -> None:
+        super().__init__(result)
+        self._gone = gone
+
+    def __missing__(self, name: str) -> Any:
+        if name in self._gone:
+            raise KeyError(
+                f"{name!r} has left the history, which keeps the matrices of the last measurements alone: a MemorySink "
+                "among the `sinks` keeps all of them."
+            )
+        raise KeyError(name)

@@ -1,0 +1,1 @@
+"""The same measurements over saved checkpoints, and the command line."""

@@ -1,0 +1,250 @@
+"""The same measurements, and the same detection, over the saved checkpoints of a run that is already over."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from slt_callbacks.basics.rng import isolated_rng, seed_from
+from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, Reference, draw_reference
+from slt_callbacks.figures.report import Report
+from slt_callbacks.losses.functions import LossFn
+from slt_callbacks.measuring.estimator import Estimator
+from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.observables.base import Observable
+from slt_callbacks.observables.llc import LLC
+from slt_callbacks.observables.panel import check_observables
+from slt_callbacks.recording.events import Found
+from slt_callbacks.recording.watch import Detector, Watch
+from slt_callbacks.replay.archive import Archive, settings_of
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sinks.base import Publication, Sink, publish_media, publish_scalars
+from slt_callbacks.sinks.files import FileSink
+from slt_callbacks.sinks.loggers import LoggerSink
+from slt_callbacks.sinks.wandb import WandbSink
+from slt_callbacks.weights.checkpoints import OnSkip, SavedStep, in_step_order, load_module
+
+_LOADING_STREAM = 203  # apart from those of the estimator
+
+
+def replay_checkpoints(
+    checkpoints: Iterable[str | Path],
+    module: type[nn.Module],
+    reference: Reference,
+    loss_fn: LossFn | None = None,
+    *,
+    observables: Mapping[str, Observable] | None = None,
+    sampler: SamplerConfig | None = None,
+    num_samples: int | None = None,
+    detectors: Mapping[str, Detector | Sequence[Detector]] | None = None,
+    init_args: Mapping[str, Any] | None = None,
+    output: str | Path = "runs/replay",
+    loggers: Sequence[Any] = (),
+    device: str | torch.device = "cpu",
+    trust: bool = False,
+    progress: bool = True,
+    on_skip: OnSkip | None = None,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Measure saved checkpoints in step order, as `SLTMonitor` would have measured the run.
+
+    Chains go on from one checkpoint to the next, and detectors look for jumps and stages. With the monitor's reference,
+    settings and seed, and a checkpoint at each of its steps, the numbers are the monitor's own. `output` holds
+    ``measurements.csv``, ``events.json``, ``stages.csv`` and ``stages.png``, and what is
+    needed to go on: called again, also after a crash, only checkpoints after the last finished one are measured. With
+    other `detectors` none is measured again: they are shown the measurements that are there.
+
+    Args:
+        checkpoints: Lightning checkpoints, or files with a ``state_dict`` and a name such as ``step=100.pt``; or
+            folders of ``.ckpt`` files.
+        module: The class of the module.
+        reference: As in `SLTMonitor`.
+        loss_fn: As in `SLTMonitor`.
+        observables: As in `SLTMonitor`.
+        sampler: As in `SLTMonitor`.
+        num_samples: As in `SLTMonitor`.
+        detectors: As in `SLTMonitor`. Of your own classes only dataclasses tell their arguments: after a change of
+            another's, give another `output`.
+        init_args: Arguments of `module` that the checkpoints do not hold.
+        output: Folder for the results.
+        loggers: Lightning loggers that get one row a checkpoint; a W&B run among them stays open.
+        device: Where the chains run.
+        trust: Whether checkpoints may hold any Python object, which can run code when it is read.
+        progress: Whether to show a progress bar.
+        on_skip: Told of a checkpoint that is left out, and why; None for a warning.
+        seed: Of the choice of samples and of the chains.
+
+    Returns:
+        Every measurement in `output`, in step order, those of earlier calls included.
+
+    Raises:
+        FileNotFoundError: If a checkpoint does not exist.
+        TypeError: If an argument has the wrong type.
+        ValueError: If no checkpoint has a step, two have the same, `output` holds a replay with other settings, or as
+            `estimate`.
+        LossFnError: If the loss function raises on the first checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for step in (0, 10):
+        ...     torch.save({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, folder / f"step={step}.pt")
+        >>> measurements = replay_checkpoints(
+        ...     folder.glob("*.pt"), nn.Linear, [torch.ones(4, 2)], lambda net, x: net(x).square().mean(1),
+        ...     init_args={"in_features": 2, "out_features": 1}, output=folder / "replay", progress=False,
+        ...     sampler=SamplerConfig(num_chains=2, num_draws=4, num_burnin_steps=2))
+        >>> [measurement.step for measurement in measurements]
+        [0, 10]
+        >>> sorted(path.name for path in (folder / "replay").glob("*.*"))
+        ['events.json', 'measurements.csv', 'stages.csv']
+    """
+    _check_module(module)
+    _check_device(device)
+    skip = _warn if on_skip is None else on_skip
+    saved = in_step_order(checkpoints, skip, trust)
+    shown = check_observables({"llc": LLC()} if observables is None else observables)
+    drawn = draw_reference(reference, num_samples, seed, at_most=DEFAULT_NUM_SAMPLES)
+    estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True)
+    watch = Watch(copy.deepcopy(detectors), shown)  # they may have seen another replay
+    settings = settings_of(module, loss_fn, list(shown), estimator, watch, seed)
+    archive = Archive(output, settings)
+    archive.restore(estimator, watch)
+    todo = _left(saved, archive, skip)
+
+    def load(path: Path) -> nn.Module:
+        with isolated_rng(seed_from(seed, _LOADING_STREAM)):  # making a module draws its first weights
+            return load_module(module, path, init_args, trust).to(device)
+
+    with _opened(loggers, archive.folder, settings) as sinks:
+        for step, live, advance in _loaded(todo, load, skip, estimator, progress):
+            measurement = _measured(estimator, live, step, advance)
+            found = watch.update(measurement)
+            publication = _publication([*archive.measurements, measurement], watch, found, shown)
+            for sink in sinks:
+                sink.publish(publication)
+            archive.add(measurement, publication.scalars, estimator, watch)
+        watch.finish()
+        for sink in sinks:
+            if hasattr(sink, "finish"):
+                sink.finish(_report(archive.measurements, watch))
+    archive.write_tables(watch)
+    return archive.measurements
+
+
+def _loaded(
+    todo: Sequence[SavedStep],
+    load: Callable[[Path], nn.Module],
+    skip: OnSkip,
+    estimator: Estimator,
+    progress: bool,
+) -> Iterator[tuple[int, nn.Module, Callable[[int], None]]]:
+    """Every checkpoint that can be loaded, with a progress bar around its measurement."""
+    checked = False
+    with tqdm(desc="Replay", total=len(todo), unit="checkpoint", disable=not progress) as bar:
+        for saved in todo:
+            try:
+                live = load(saved.path)
+            except ValueError as error:
+                skip(saved.path, str(error))
+            else:
+                if not checked:
+                    estimator.check(live)
+                    checked = True
+                inner = {"desc": f"Step {saved.step}", "total": estimator.expected_steps, "unit": "sgld step"}
+                with tqdm(**inner, position=1, leave=False, disable=not progress) as line:
+                    yield saved.step, live, partial(_advance, line)
+            bar.update()
+
+
+def _advance(line: Any, steps: int) -> None:
+    line.update(steps)
+
+
+def _measured(estimator: Estimator, module: nn.Module, step: int, advance: Callable[[int], None]) -> Measurement:
+    """Measure; weights that cannot be measured give a record of NaN, as they do in the monitor."""
+    start = time.perf_counter()
+    try:
+        measurement = estimator.measure(module, step, on_steps=advance)
+    except Exception as error:  # noqa: BLE001  # one checkpoint must not cost the others
+        measurement = estimator.failed(step, f"{type(error).__name__}: {error}", start)
+    if measurement.failed:
+        warnings.warn(f"The measurement at step {step} failed: {measurement.error}.", stacklevel=3)
+    return measurement
+
+
+def _report(history: Sequence[Measurement], watch: Watch) -> Report:
+    events, rows = [found.event for found in watch.found], [found.row() for found in watch.found]
+    return Report(history, watch.stages, events, rows, watch.observable)
+
+
+def _publication(
+    history: Sequence[Measurement], watch: Watch, found: Sequence[Found], observables: Mapping[str, Observable]
+) -> Publication:
+    measurement = history[-1]
+    return Publication(
+        measurement,
+        publish_scalars(measurement) | watch.scalars(),
+        log_step=max(
+            measurement.step - 1, 0
+        ),  # where Lightning logs the metrics of the batch that ended with this step
+        events=[earlier.row() for earlier in watch.found] if found else (),
+        stages=[asdict(stage) for stage in watch.stages] if found else (),
+        report=_report(history, watch) if found else None,
+        **publish_media(measurement, observables),
+    )
+
+
+def _left(saved: Sequence[SavedStep], archive: Archive, skip: OnSkip) -> list[SavedStep]:
+    """What is to be measured: chains and detectors go forward only."""
+    finished = {measurement.step for measurement in archive.measurements}
+    last = max(finished, default=-1)
+    for one in saved:
+        if one.step < last and one.step not in finished:
+            skip(
+                one.path,
+                f"step {one.step} lies before step {last}, which is already measured: give another `output` to measure "
+                "them in order.",
+            )
+    return [one for one in saved if one.step > last]
+
+
+@contextmanager
+def _opened(loggers: Sequence[Any], folder: Path, config: Mapping[str, Any]) -> Iterator[list[Sink]]:
+    sinks: list[Sink] = [LoggerSink(), WandbSink(), FileSink(folder)]
+    for sink in sinks:
+        sink.open(loggers, config)
+    try:
+        yield sinks
+    finally:
+        for sink in sinks:
+            sink.close()
+
+
+def _check_module(module: Any) -> None:
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise TypeError(f"Expected `module` to be a class of LightningModule or nn.Module, but got {module!r}.")
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f'Expected `device` to name a device such as "cpu" or "cuda", but got {device!r}: {reason}'
+        ) from error
+
+
+def _warn(path: Path, reason: str) -> None:
+    warnings.warn(f"{path} is left out: {reason}", stacklevel=3)

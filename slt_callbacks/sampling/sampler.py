@@ -1,0 +1,129 @@
+"""One SGLD run: burn-in, then draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from slt_callbacks.losses.probes import Probe
+from slt_callbacks.sampling.chains import Chain, warm_round
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.sampling.engine import Engine, Point
+from slt_callbacks.stats.diagnostics import drift
+
+# Drift beyond three standard errors says that the chains are still moving; one stationary round in twenty does by
+# chance, which costs another round and nothing else.
+_DRIFTING = 3.0
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
+@dataclass
+class Sampler:
+    """One SGLD run: burn-in, then draws. `draws` may be used once.
+
+    Args:
+        engine: What moves the chains.
+        config: Settings; its dynamics has a number for its step size.
+        chains: Cold ones (no displacement) burn in for ``num_burnin_steps``; warm ones as long as they drift.
+        keep: Whether chains keep their final position (memory: chains x parameters).
+        reference_losses: Whether draws carry the losses of the whole reference set.
+        probes: Further samples whose losses draws carry, by key.
+        on_steps: Told how many gradient steps were just taken, for a progress bar.
+        gather: Values of every process that runs some of the chains: warm ones are judged together.
+
+    Attributes:
+        num_burnin_steps: Burn-in steps of the chain that took the most, so far.
+        sgld_steps: Gradient steps of all chains, so far.
+    """
+
+    engine: Engine
+    config: SamplerConfig
+    chains: Sequence[Chain]
+    keep: bool = False
+    reference_losses: bool = False
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    on_steps: Callable[[int], None] | None = None
+    gather: Callable[[Any], list[Any]] = _alone
+    num_burnin_steps: int = field(default=0, init=False)
+    sgld_steps: int = field(default=0, init=False)
+
+    def draws(self) -> Iterator[tuple[list[int], Iterator[Draw]]]:
+        """Groups of chains one after the other: their indices, and their draws, to be used up before the next group.
+
+        Yields:
+            The indices of the chains that sample together, and a generator of their draws.
+        """
+        warm = [chain for chain in self.chains if chain.displacement is not None]
+        if self.config.num_burnin_steps and any(self.gather(bool(warm))):
+            self._burn_in_warm(warm)
+        for group in self.engine.groups(self.chains):
+            cold = any(chain.displacement is None for chain in group)
+            yield (
+                [chain.index for chain in group],
+                self._group_draws(group, self.config.num_burnin_steps if cold else 0),
+            )
+
+    def _group_draws(self, group: list[Chain], num_burnin_steps: int) -> Iterator[Draw]:
+        objective = self.engine.objective
+        self.num_burnin_steps = max(self.num_burnin_steps, num_burnin_steps)
+        num_steps = num_burnin_steps + self.config.num_draw_steps
+        for step, points in enumerate(self.engine.advance(group, num_steps, self.keep)):
+            self._count(len(points))
+            index, between = divmod(step - num_burnin_steps, self.config.num_steps_bw_draws)
+            if index < 0 or between:
+                continue
+            reference = self._reference_losses(points)
+            probed = {key: probe.losses(self.engine.probe, reference) for key, probe in self.probes.items()}
+            for place, point in enumerate(points):
+                yield Draw(
+                    chain=point.chain,
+                    index=index,
+                    samples=point.samples,
+                    losses=point.losses,
+                    loss=point.losses.mean(),
+                    excess=objective.excess(point.losses, point.samples),
+                    reference_losses=reference[place] if reference else None,
+                    query_losses={key: losses[place] for key, losses in probed.items()},
+                )
+
+    def _reference_losses(self, points: list[Point]) -> list[torch.Tensor]:
+        """Those of every point, where an observable asks for them."""
+        if not self.reference_losses:
+            return []
+        if self.engine.objective.per_sample and points[0].samples is None:
+            return [point.losses for point in points]  # the SGLD step has just computed them
+        return self.engine.probe(self.engine.objective)
+
+    def _burn_in_warm(self, warm: list[Chain]) -> None:
+        """Rounds until the chains, taken together, no longer drift; at most as long as a cold burn-in."""
+        most, length = self.config.num_burnin_steps, warm_round(self.config)
+        spent = 0
+        while spent < most:
+            length = min(length, most - spent)  # a last round too short for the test (NaN) ends it as well
+            own = [column.cpu() for group in self.engine.groups(warm) for column in self._round(group, length)]
+            spent += length
+            trace = torch.stack([column for part in self.gather(own) for column in part])
+            trace = trace[trace.isfinite().all(dim=1)]  # a chain that failed is dropped by whoever reads the draws
+            if not len(trace) or not abs(drift(trace)) > _DRIFTING:  # NaN: nothing moves
+                break
+        self.num_burnin_steps = max(self.num_burnin_steps, spent)
+
+    def _round(self, group: list[Chain], num_steps: int) -> list[torch.Tensor]:
+        objective = self.engine.objective
+        rows = []
+        for points in self.engine.advance(group, num_steps, keep=True):
+            self._count(len(points))
+            rows.append([objective.excess(point.losses, point.samples) for point in points])
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    def _count(self, num_steps: int) -> None:
+        self.sgld_steps += num_steps
+        if self.on_steps is not None:
+            self.on_steps(num_steps)

@@ -1,0 +1,1 @@
+"""The weights of a module: forked, and read from checkpoints."""

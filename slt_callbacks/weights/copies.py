@@ -1,0 +1,99 @@
+"""Copies of a module: what is copied, what is shared, and what must not come along."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+
+def copy_module(module: nn.Module, replaced: Mapping[int, torch.Tensor], convert: Any) -> nn.Module:
+    """Deep copy with every parameter and buffer decided here, so that none is copied twice."""
+    memo: dict[int, Any] = dict(replaced)
+    for submodule in module.modules():
+        for parameter in submodule._parameters.values():
+            if parameter is not None and id(parameter) not in memo:
+                memo[id(parameter)] = nn.Parameter(convert(parameter), requires_grad=False)
+        for buffer in submodule._buffers.values():
+            if buffer is not None and id(buffer) not in memo:
+                memo[id(buffer)] = convert(buffer).clone()
+        memo.update(_attributes_not_to_copy(submodule))
+    forked: nn.Module
+    try:
+        forked = copy.deepcopy(module, dict(memo))
+    except Exception:  # noqa: BLE001  # whatever an attribute's __deepcopy__ raises
+        memo.update(_attributes_that_refuse(module, memo))
+        forked = copy.deepcopy(module, dict(memo))
+    for submodule in list(forked.modules()):
+        _undo_compilation(submodule)
+        _drop_watchers(submodule)
+    return _uncompiled(forked).eval()
+
+
+def _attributes_not_to_copy(submodule: nn.Module) -> Iterator[tuple[int, Any]]:
+    for value in vars(submodule).values():
+        if isinstance(value, torch.Tensor) and not value.is_leaf:
+            yield id(value), value.detach().clone()  # weight_norm and pruning keep a computed weight as an attribute
+        elif isinstance(value, torch.Generator):
+            private = torch.Generator(device=value.device)
+            private.set_state(value.get_state())
+            yield id(value), private
+        elif isinstance(value, (Dataset, DataLoader)):
+            yield id(value), value  # data is read, and may be large
+
+
+def _attributes_that_refuse(module: nn.Module, memo: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+    """Locks, file handles, loggers: what cannot be copied is shared."""
+    for submodule in module.modules():
+        for name, value in vars(submodule).items():
+            if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
+                continue
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:  # noqa: BLE001  # whatever an attribute's __deepcopy__ raises
+                yield id(value), value
+
+
+def _undo_compilation(submodule: nn.Module) -> None:
+    """A compiled callable closes over the live module, and would compile again for every fork."""
+    submodule._compiled_call_impl = None
+    for name in [name for name, value in vars(submodule).items() if _is_compiled(value)]:
+        if hasattr(type(submodule), name) and not _is_wrapper(submodule):
+            delattr(submodule, name)
+    for name, child in list(submodule._modules.items()):  # `named_children` passes over a second name of one child
+        if child is not None:
+            setattr(submodule, name, _uncompiled(child))
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return module._orig_mod if _is_wrapper(module) else module  # type: ignore[return-value]
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    # what torch.compile(module) returns; importing its class would load the whole compiler
+    return isinstance(getattr(module, "_orig_mod", None), nn.Module)
+
+
+def _is_compiled(value: object) -> bool:
+    return callable(value) and hasattr(value, "_torchdynamo_orig_callable")
+
+
+def _drop_watchers(submodule: nn.Module) -> None:
+    """`wandb.watch` leaves hooks that would log the chain's weights as the model's."""
+    hook_dicts: Iterable[Any] = (value for name, value in vars(submodule).items() if name.endswith("_hooks"))
+    for hooks in hook_dicts:
+        if isinstance(hooks, dict):
+            for key in [
+                key for key, hook in hooks.items() if str(getattr(hook, "__module__", "")).startswith("wandb.")
+            ]:
+                del hooks[key]
+
+
+def twin_of(module: nn.Module) -> nn.Module:
+    """A copy on the same weights and buffers: what a module keeps from inside vmap must not reach the chains."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy_module(module, shared, lambda tensor: tensor)

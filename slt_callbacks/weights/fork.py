@@ -1,0 +1,153 @@
+"""A private copy of a module whose trainable parameters are views of one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from slt_callbacks.weights.copies import copy_module
+from slt_callbacks.weights.pieces import pieces_of
+
+
+class Fork:
+    """A private copy of `module` at its present weights, in eval mode, for a chain to move.
+
+    The live module is read, never written: its parameters are the anchor w*, kept by reference, so a fork costs one
+    vector of the size of the trainable parameters. Tied parameters stay tied; frozen ones are shared when they need no
+    conversion, and never move. Half-precision weights become float32 (a bfloat16 weight swallows SGLD noise); a float64
+    module stays float64.
+
+    Args:
+        module: Any module whose parameters exist. It must not be trained while the fork is in use.
+        share_frozen: False gives the fork frozen parameters of its own, put back by `reset` like the buffers, for code
+            that may write into them, as a training step does that keeps a running average. It costs their size, which
+            in a model with low-rank adapters is nearly all of it.
+
+    Attributes:
+        module: The copy; its trainable parameters are views of `position`.
+        position: The chain's weights, float32 or float64, shape ``(P,)``.
+        parameters: The trainable parameters of `module`, views of `position`, in the order of `named_parameters`.
+        anchor: The live parameters, detached and flat, in the same order.
+        pieces: How to walk through `position` without a temporary of its size.
+
+    Raises:
+        ValueError: If nothing is trainable, or the trainable parameters lie on several devices.
+        TypeError: If a trainable parameter is uninitialized, complex, on the meta device or sharded.
+
+    Example:
+        >>> live = nn.Linear(2, 1)
+        >>> fork = Fork(live)
+        >>> _ = fork.position.zero_()
+        >>> fork.module.weight.tolist(), bool((live.weight != 0).all())
+        ([[0.0, 0.0]], True)
+    """
+
+    def __init__(self, module: nn.Module, share_frozen: bool = True) -> None:
+        live = _trainable(module)
+        self.dtype = torch.float64 if any(parameter.dtype == torch.float64 for parameter in live) else torch.float32
+        self.device = live[0].device
+        self.anchor = [parameter.detach().flatten() for parameter in live]  # views, but for odd memory formats
+        self.position = torch.empty(sum(p.numel() for p in live), dtype=self.dtype, device=self.device)
+        self.parameters: list[torch.Tensor] = []
+        start = 0
+        for parameter in live:
+            view = self.position[start : start + parameter.numel()].view(parameter.shape)
+            self.parameters.append(nn.Parameter(view))
+            start += parameter.numel()
+        self.pieces = pieces_of([parameter.numel() for parameter in live], self.device.type)
+        replaced = dict(zip(map(id, live), self.parameters, strict=True))
+        self._frozen: list[tuple[torch.Tensor, torch.Tensor]] = []  # the fork's own, and the live one
+        for parameter in () if share_frozen else module.parameters():
+            if not parameter.requires_grad:
+                own = nn.Parameter(self._convert(parameter).clone(), requires_grad=False)
+                self._frozen.append((own, parameter.detach()))
+                replaced[id(parameter)] = own
+        self.module = copy_module(module, replaced, self._convert)
+        self._buffers = [
+            (owner, name, buffer.clone())
+            for owner in self.module.modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+        self.reset()
+
+    def __len__(self) -> int:
+        """Number of trainable parameters P."""
+        return len(self.position)
+
+    @torch.no_grad()
+    def reset(self, displacement: torch.Tensor | None = None) -> None:
+        """Back to the anchor, plus `displacement` ``(P,)`` where one is given; all else as it was at the fork."""
+        torch._foreach_copy_(torch.split(self.position, [len(part) for part in self.anchor]), self.anchor)
+        if displacement is not None:
+            self.position.add_(displacement.to(self.device))
+        for owner, name, buffer in self._buffers:
+            owner._buffers[name] = buffer.clone()
+        for own, frozen in self._frozen:
+            own.copy_(frozen)
+
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers as they were at the fork, those of the modules one after the other."""
+        return [buffer for _, _, buffer in self._buffers]
+
+    def set_buffers(self, values: Sequence[torch.Tensor]) -> None:
+        """Let the fork begin with other `values`, in the order of `buffers`, from the next `reset` on."""
+        self._buffers = [
+            (owner, name, value.to(buffer.device))
+            for (owner, name, buffer), value in zip(self._buffers, values, strict=True)
+        ]
+
+    def anchor_pieces(self) -> list[torch.Tensor]:
+        """The anchor in the pieces and the precision of `position`: views of the live parameters where possible."""
+        return [piece.gather(self.anchor).to(self.dtype) for piece in self.pieces]
+
+    @torch.no_grad()
+    def displacement(self) -> torch.Tensor:
+        """``position - anchor`` as a new tensor, shape ``(P,)``."""
+        moved = self.position.clone()
+        for piece in self.pieces:
+            piece.of(moved).sub_(piece.gather(self.anchor))
+        return moved
+
+    def _convert(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that does not move, in the precision of the chain."""
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        if half or (tensor.is_floating_point() and self.dtype == torch.float64):
+            return tensor.detach().to(self.dtype)
+        return tensor.detach()
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    live = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not live:
+        raise ValueError(
+            f"Expected {type(module).__name__} to have a trainable parameter, but every parameter has "
+            "requires_grad=False or there are none: unfreeze what the chains should explore."
+        )
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        problem = _problem(parameter)
+        if problem:
+            raise TypeError(f"Expected trainable parameters that SGLD can move, but `{name}` {problem}.")
+    devices = {str(parameter.device) for parameter in live}
+    if len(devices) > 1:
+        raise ValueError(
+            f"Expected all trainable parameters on one device, but found {sorted(devices)}: a model split over devices "
+            "cannot be sampled."
+        )
+    return live
+
+
+def _problem(parameter: nn.Parameter) -> str | None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        return "is uninitialized: run one batch through the lazy module first"
+    if parameter.is_meta:
+        return "is on the meta device: materialize the module first"
+    if not parameter.is_floating_point():
+        return f"has dtype {parameter.dtype}: only real floating-point parameters can be sampled"
+    if type(parameter.data) is not torch.Tensor:
+        return f"is a {type(parameter.data).__name__}: sharded and subclassed tensors cannot be sampled"
+    return None
