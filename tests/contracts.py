@@ -12,11 +12,22 @@ from typing import Any
 
 import torch
 
-from slt_callbacks.observables.base import Observable, ReferencePoint
+from slt_callbacks import SGLD, Estimator, Measurement
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.executors.base import Executor
+from slt_callbacks.figures.report import Report
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.observables.base import ForkObservable, Observable, ReferencePoint
+from slt_callbacks.observables.needs import needs_of
+from slt_callbacks.observables.panel import Panel
+from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sinks.base import Publication, Sink
+from slt_callbacks.weights.fork import Fork
+from slt_callbacks.weights.snapshot import Snapshot
 
 
 def check_dynamics(dynamics: Any) -> None:
@@ -113,7 +124,8 @@ def _measured(
     observable: Any, per_sample: bool, skip: tuple[int, ...], discard: int | None = None, poison: int | None = None
 ) -> Any:
     num_chains, num_draws, num_samples, num_queries = 3, 20, 6, 4
-    asks = getattr(observable, "queries", None) is not None
+    needs = needs_of(observable)
+    asks = needs.queries is not None
     generator = torch.Generator().manual_seed(0)
     at_fork = torch.rand(num_samples, generator=generator)
     table = at_fork + 0.1 * torch.randn(num_chains, num_draws, num_samples, generator=generator)
@@ -136,7 +148,7 @@ def _measured(
     def probed(losses: torch.Tensor) -> dict[str, torch.Tensor]:
         if asks:
             return {"own": losses[:num_queries].square()}
-        return {"own": losses.repeat_interleave(2)} if getattr(observable, "reference_tokens", False) else {}
+        return {"own": losses.repeat_interleave(2)} if needs.reference_tokens else {}
 
     for chain in range(num_chains):
         for index in range(num_draws):
@@ -152,7 +164,7 @@ def _measured(
                 losses=losses if per_sample else losses.mean(),
                 loss=losses.mean(),
                 excess=(losses - at_fork).mean(),
-                reference_losses=losses if getattr(observable, "reference_losses", False) else None,
+                reference_losses=losses if needs.reference_losses else None,
                 query_losses=probed(losses),
             )
             assert observable.update(draw) is None, "`update` returns None"
@@ -170,3 +182,111 @@ def _assert_same(found: Mapping[str, Any], expected: Mapping[str, Any], promise:
             assert math.isnan(found[name]), f"{promise} ({name})"
         else:
             assert found[name] == value, f"{promise} ({name})"
+
+
+def check_fork_observable(observable: Any) -> None:
+    """An observable of the fork: the same answer twice, whatever it moves is put back, and no graph is kept."""
+    assert isinstance(observable, ForkObservable), "has `inspect`"
+    objective = _small_problem()
+    before = objective.fork.position.clone()
+    panel = Panel({"own": observable})
+    point = _point(objective)
+    found = []
+    for _ in range(2):
+        panel.inspect(objective, point, seed=0)
+        found.append(panel.compute()["own"])
+        assert torch.equal(objective.fork.position, before), "the fork is put back after it"
+    assert isinstance(found[0], Mapping), "`inspect` returns results by name"
+    for name, value in found[0].items():
+        assert isinstance(name, str), "`inspect` returns results by name"
+        assert all(name.split("/")), "names may have parts, such as `group/a_to_b`, none of them empty"
+        assert not isinstance(value, torch.Tensor) or not value.requires_grad, f"`{name}` carries no graph"
+    _assert_same(found[1], found[0], "the same fork gives the same answer")
+
+
+def check_sink(sink: Any) -> None:
+    """A sink: takes measurements good and failed, one run after the other."""
+    assert isinstance(sink, Sink), "has `open`, `publish` and `close`"
+    for _ in range(2):
+        sink.open([], {"seed": 0})
+        for step, error in ((1, None), (2, "all 4 chains diverged")):
+            results = {"llc": {"mean": math.nan if error else 1.5}, "health": {}, "cost": {"seconds": 0.1}}
+            measurement = Measurement(step, results, error)
+            assert sink.publish(Publication(measurement, measurement.logged(), log_step=step - 1)) is None
+        if hasattr(sink, "finish"):
+            sink.finish(Report([Measurement(1, {"llc": {"mean": 1.5}})]))
+        sink.close()
+
+
+def check_detector(detector: Any) -> None:
+    """A detector: takes steps, values and NaN; what it returns becomes an event; a resume changes nothing."""
+
+    def fed(one: Any, steps: range) -> list[Any]:
+        watch = Watch({"slt/own/number": one}, {"own": object()})
+        for step in steps:
+            value = math.nan if step == 5 else 10.0 * (step > 20) + math.sin(step)
+            watch.update(Measurement(step, {"own": {"number": value}, "health": {}}))
+        return [found.row() for found in watch.found]
+
+    fresh = [copy.deepcopy(detector) for _ in range(3)]
+    whole = fed(fresh[0], range(40))
+    assert fed(fresh[1], range(40)) == whole, "the same series gives the same events"
+    if hasattr(detector, "state_dict"):
+        first = fed(fresh[2], range(23))
+        resumed = copy.deepcopy(detector)
+        resumed.load_state_dict(copy.deepcopy(fresh[2].state_dict()))
+        assert [*first, *fed(resumed, range(23, 40))] == whole, "it goes on where its `state_dict` was taken"
+
+
+def check_schedule(schedule: Any) -> None:
+    """A schedule: for a step, whether to measure there; the same answer every time."""
+    answers = [schedule(step) for step in range(200)]
+    assert all(isinstance(answer, bool) for answer in answers), "returns True or False"
+    assert answers == [schedule(step) for step in range(200)], "answers alike when it is asked again"
+
+
+def check_executor(executor: Any) -> None:
+    """An executor: every measurement once, in the order of the forks, with the numbers of an estimator alone."""
+    assert isinstance(executor, Executor), "has `open`, `submit`, `poll`, `drain` and `close`"
+    reference, loss_fn = draw_reference([(torch.ones(4, 2), torch.zeros(4, 1))]), _square
+    config = SamplerConfig(SGLD(1e-3), num_chains=2, num_draws=3, num_burnin_steps=2, engine="sequential")
+    alone = Estimator(reference, loss_fn, None, config, persistent=True)
+    module = torch.nn.Linear(2, 1)
+    for _ in range(2):
+        executor.open(Estimator(reference, loss_fn, None, config, persistent=True))
+        alone = Estimator(reference, loss_fn, None, config, persistent=True)
+        found, expected = [], []
+        for step in (1, 2, 3):
+            expected.append(alone.measure(module, step))
+            executor.submit(Snapshot(step, module))
+            found += executor.poll()
+            with torch.no_grad():
+                module.weight.add_(0.01)  # training goes on
+        found += executor.drain()
+        assert executor.poll() == [], "a measurement is given back once"
+        assert [one.step for one in found] == [1, 2, 3], "in the order of the forks, none left out"
+        for one, other in zip(found, expected, strict=True):
+            _assert_same(one["llc"], other["llc"], "of the weights as they were when it was submitted")
+        executor.close()
+
+
+def _square(module: Any, batch: Any) -> torch.Tensor:
+    return (module(batch[0]) - batch[1]).square().flatten(1).sum(1)
+
+
+def _small_problem() -> Objective:
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        module[0].bias[:2] = -100.0  # two units that no sample reaches
+    inputs = torch.randn(6, 3, generator=generator)
+    objective = Objective(Fork(module), lambda m, x: m(x).square()[:, 0], draw_reference([inputs]))
+    objective.measure_fork()
+    return objective
+
+
+def _point(objective: Objective) -> ReferencePoint:
+    losses = objective.at_fork
+    return ReferencePoint(3, float(losses.mean()), losses, torch.arange(len(losses)), 10.0, 1.0, 2, 3)

@@ -42,7 +42,7 @@ class Exchange:
     long as every rank that does not fail does so equally often, and last of all at the end of `together` itself.
 
     Args:
-        ranks: The processes.
+        ranks: The processes; None for this one alone.
 
     Example:
         >>> exchange = Exchange(Alone())
@@ -52,9 +52,9 @@ class Exchange:
         [3]
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self.rank, self.size = ranks.rank, ranks.size
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks = Alone() if ranks is None else ranks
+        self.rank, self.size = self._ranks.rank, self._ranks.size
 
     def gather(self, value: Any) -> list[Any]:
         """As `Ranks.gather`.

@@ -7,8 +7,25 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch.distributed
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from slt_callbacks.data.reference import ReferenceSet
+
+# By name: those of the package pytorch_lightning are classes of their own.
+_REFUSED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy"}
+
+
+def refuse_sharding(trainer: pl.Trainer) -> None:
+    """Refuse a strategy that leaves no rank with all of the weights.
+
+    Raises:
+        MisconfigurationException: If so.
+    """
+    if _REFUSED & {kind.__name__ for kind in type(trainer.strategy).__mro__}:
+        raise MisconfigurationException(
+            f"SLTMonitor cannot sample a model that {type(trainer.strategy).__name__} shards or rewrites: use "
+            'strategy="auto" or "ddp".'
+        )
 
 
 class LightningRanks:

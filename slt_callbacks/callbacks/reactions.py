@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -207,11 +207,18 @@ def _same(jump: JumpEvent, boundary: StageEvent) -> bool:
     return near and jump.key == boundary.key
 
 
+@runtime_checkable
+class _Monitor(Protocol):
+    """A callback that keeps the story of a run, known by its members: its own file imports this one."""
+
+    events: Sequence[Any]
+    stages: Sequence[Any]
+    history: Sequence[Any]
+
+
 def _events(trainer: pl.Trainer) -> list[Any]:
     """Those of the trainer's monitor; none where the reaction is called without one."""
-    from slt_callbacks.callbacks.monitor import SLTMonitor  # it imports this module
-
-    return [event for one in trainer.callbacks if isinstance(one, SLTMonitor) for event in one.events]  # type: ignore[attr-defined]
+    return [event for one in trainer.callbacks if isinstance(one, _Monitor) for event in one.events]  # type: ignore[attr-defined]
 
 
 def _save(trainer: pl.Trainer, path: Path) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from slt_callbacks.basics.rng import seed_from
+from slt_callbacks.recording.guard import Guard
+
+_SCHEDULE_STREAM = 302  # apart from the streams of the estimator
+
 Schedule = Callable[[int], bool]
 """``training step -> whether to measure there``."""
 
@@ -48,6 +53,46 @@ def log_linear_steps(max_steps: int, num_log: int, every: int | None = None) -> 
     logarithmic = np.geomspace(1, max_steps, num_log).round().astype(int).tolist()
     linear = range(every, max_steps + 1, every) if every else ()
     return StepSet(frozenset([1, max_steps, *logarithmic, *linear]))
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A user's schedule; where it raises, that is reported once, and nothing is due.
+
+    Args:
+        schedule: The user's.
+        guard: Reports it.
+        seed: Of the random numbers that it may draw.
+    """
+
+    schedule: Schedule
+    guard: Guard
+    seed: int
+
+    def __call__(self, step: int) -> bool:
+        """What it says of `step`."""
+        seed = seed_from(self.seed, step, _SCHEDULE_STREAM)
+        return self.guard.ask(lambda: bool(self.schedule(step)), False, "`schedule`", seed)
+
+
+@dataclass(frozen=True)
+class When:
+    """A monitor's arguments that say when to measure, of which one is given: see `Trigger`."""
+
+    every_n_train_steps: int | None = None
+    every_n_epochs: int | None = None
+    train_time_interval: timedelta | None = None
+    schedule: Schedule | None = None
+
+    def trigger(self, guard: Guard, seed: int) -> Trigger:
+        """What decides in a run; a schedule is the user's, and called under guard.
+
+        Args:
+            guard: Reports a schedule that raises.
+            seed: Of the run.
+        """
+        asks = Guarded(self.schedule, guard, seed) if callable(self.schedule) else self.schedule
+        return Trigger(self.every_n_train_steps, self.every_n_epochs, self.train_time_interval, asks)
 
 
 class Trigger:

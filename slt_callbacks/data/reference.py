@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import torch
 
 from slt_callbacks.data.batches import (
     Batch,
-    as_lists,
-    has_rows,
-    leaves,
     map_leaves,
-    signature,
     take_rows,
 )
-
-_PLAIN = (str, int, float, list, tuple, type(None))  # leaves that their `repr` says all about
+from slt_callbacks.data.checksums import fingerprint_of, sample_digests
 
 
 @dataclass(frozen=True)
@@ -79,11 +72,7 @@ class ReferenceSet:
     @cached_property
     def fingerprint(self) -> str:
         """Tells other samples from these: a checksum of their tensors and strings, and of their rows in the data."""
-        checksum = zlib.crc32(repr((self.source_size, self.indices.tolist())).encode())
-        for group in self._groups:
-            for leaf in leaves(group.batch):
-                checksum = zlib.crc32(_content(leaf), checksum)
-        return f"{checksum:08x}"
+        return fingerprint_of([group.batch for group in self._groups], self.source_size, self.indices.tolist())
 
     def subset(self, places: torch.Tensor) -> ReferenceSet:
         """The samples at `places`, int64 ``(B,)`` on the CPU, in that order."""
@@ -108,22 +97,9 @@ class ReferenceSet:
         return found
 
     def _digests(self) -> Iterator[tuple[int, bytes]]:
-        """Place of every sample, and what tells it from others; nothing for objects that may be equal or not."""
+        """Place of every sample, and what tells it from others."""
         for group in self._groups:
-            everything = list(leaves(group.batch))
-            if not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in everything):
-                continue
-            shared = blake2b(signature(as_lists(group.batch)).encode())
-            for leaf in everything:
-                if not has_rows(leaf, group.size):
-                    shared.update(_content(leaf))
-            rows = (leaf for leaf in everything if has_rows(leaf, group.size))
-            columns = [leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf for leaf in rows]
-            for row, place in enumerate(group.places.tolist()):
-                digest = shared.copy()
-                for column in columns:
-                    digest.update(_content(column[row]))
-                yield place, digest.digest()
+            yield from zip(group.places.tolist(), sample_digests(group.batch, group.size), strict=False)
 
     def few_of_each(self, limit: int) -> torch.Tensor:
         """Places of the first `limit` samples of every shape, int64, on the CPU."""
@@ -159,11 +135,3 @@ class ReferenceSet:
 def _parts(size: int, limit: int | None) -> list[slice]:
     step = limit or max(size, 1)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-def _content(leaf: Any) -> Any:
-    """The bytes of a leaf."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    known = isinstance(leaf, _PLAIN)
-    return repr(leaf).encode() if known else b""  # of another object it may show the address

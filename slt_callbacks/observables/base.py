@@ -46,13 +46,12 @@ class Observable(Protocol):
 
     An observable may also have
 
+    * ``needs``, a `Needs`, to find more than the losses of the SGLD steps in every draw: those of the whole reference
+      set, of every token, or of queries of its own (attributes with the names of its fields will do as well);
     * ``discard(chain)``, which takes back every draw of a chain that has failed. Without it, the draws of a chain are
       held back (numbers, not weights) until the chain has ended well;
-    * ``reference_losses = True``, to find the losses of the whole reference set in every draw, whatever the minibatch;
-    * ``reference_tokens = True``, to find the loss of every token ``(N * T,)`` in ``draw.query_losses`` under its key;
-    * ``queries``, samples of its own (whatever a monitor takes as `reference`), to find their losses in every draw;
     * ``check(reference, queries)``, called before training with the `ReferenceSet` and that of its queries or None, to
-      refuse what cannot work;
+      refuse what cannot work, and ``check_tokens(num_tokens)`` likewise;
     * ``state_dict()`` and ``load_state_dict(state)``, of tensors and builtins, for what must survive a resume;
     * ``images(result)``, pictures of a result by name, and ``matrices(result)``, what of it belongs into a file.
 
@@ -76,3 +75,29 @@ class Observable(Protocol):
 
     def compute(self) -> Mapping[str, Any]:
         """The statistic so far, by name: numbers are logged, tensors are kept. Changes nothing."""
+
+
+@runtime_checkable
+class ForkObservable(Protocol):
+    """What is read at w* itself, without chains: one method. Where all observables are such, no SGLD step is taken.
+
+    It may also have ``check``, ``state_dict``, ``load_state_dict``, ``images`` and ``matrices`` of an `Observable`.
+
+    Example:
+        The share of hidden units that no reference sample activates:
+
+        >>> class DeadUnits:
+        ...     def inspect(self, fork):
+        ...         outputs = []
+        ...         for layer in fork.module.modules():
+        ...             if isinstance(layer, torch.nn.ReLU):
+        ...                 layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output.flatten(1)))
+        ...         for batch in fork.batches():
+        ...             fork.module(batch)
+        ...         return {"share": float((torch.cat(outputs) == 0).all(0).float().mean())}
+        >>> isinstance(DeadUnits(), ForkObservable)
+        True
+    """
+
+    def inspect(self, fork: Any) -> Mapping[str, Any]:
+        """Look at the fork, a `ForkView`: by name, numbers are logged, tensors are kept."""

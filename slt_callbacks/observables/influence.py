@@ -12,8 +12,8 @@ import torch
 from slt_callbacks.data.drawing import Reference
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
+from slt_callbacks.observables.media import Picture
 from slt_callbacks.observables.pairs import Snapshot, SnapshotObservable, check_entries, matrix_of
-from slt_callbacks.observables.picture import Picture
 from slt_callbacks.observables.shifts import Course, Turns, cosine, follow
 from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.stats.intervals import moderated_variance, sign_quantile

@@ -10,8 +10,9 @@ import torch
 
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
+from slt_callbacks.observables.media import Picture
+from slt_callbacks.observables.needs import Needs
 from slt_callbacks.observables.pairs import Snapshot, SnapshotObservable, check_entries, matrix_of
-from slt_callbacks.observables.picture import Picture
 from slt_callbacks.observables.shifts import alignment, class_contrast, effective_rank, label_kernel
 from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.stats.moments import ChainSummary
@@ -70,8 +71,7 @@ class LossKernel(SnapshotObservable):
     def __init__(
         self, labels: Any = None, order: Sequence[int] | torch.Tensor | None = None, per_token: bool = False
     ) -> None:
-        self.reference_losses = not per_token
-        self.reference_tokens = per_token
+        self.needs = Needs(reference_losses=not per_token, reference_tokens=per_token, rows=labels is not None)
         self.order = self._given_order = given_order(order)
         self.labels = None if labels is None else Labels(labels, "labels")
 
@@ -86,12 +86,21 @@ class LossKernel(SnapshotObservable):
         check_entries(len(reference), len(reference), "a loss kernel", "lower `num_samples`")
         check_order(self._given_order, len(reference))
 
+    def check_tokens(self, num_tokens: int) -> None:
+        """Refuse, before training, more tokens than memory has room for.
+
+        Raises:
+            ValueError: If so.
+        """
+        remedy = "lower `num_samples`, or leave `per_token` at False"
+        check_entries(num_tokens, num_tokens, "a loss kernel of tokens", remedy)
+
     def update(self, draw: Draw) -> None:
         """Take one draw."""
-        losses = draw.query_losses[self._point.key] if self.reference_tokens else draw.reference_losses
+        losses = draw.query_losses[self._point.key] if self.needs.reference_tokens else draw.reference_losses
         if losses is None:
             raise ValueError("Expected the draw to carry `reference_losses`, but it has none: sample through a Panel.")
-        if self.reference_tokens:
+        if self.needs.reference_tokens:
             check_entries(
                 len(losses), len(losses), "a loss kernel", "lower `num_samples`, or leave `per_token` at False"
             )
@@ -171,7 +180,11 @@ class LossKernel(SnapshotObservable):
 
     def _keep_order(self, correlation: torch.Tensor) -> None:
         size = len(correlation)
-        if self.order is not None and self.reference_tokens and len(self.order) == len(self._point.indices) < size:
+        if (
+            self.order is not None
+            and self.needs.reference_tokens
+            and len(self.order) == len(self._point.indices) < size
+        ):
             tokens = torch.arange(size // len(self.order))  # an order of samples: their tokens follow
             self.order = (self.order[:, None] * len(tokens) + tokens).flatten()
         if self.order is None or len(self.order) != size:

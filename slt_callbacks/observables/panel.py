@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from slt_callbacks.basics.keys import RESERVED_NAMES
-from slt_callbacks.basics.plain import as_number
+from slt_callbacks.basics.rng import isolated_rng
 from slt_callbacks.data.batches import Batch, as_lists, map_leaves
-from slt_callbacks.data.drawing import Reference, draw_reference
 from slt_callbacks.data.reference import ReferenceSet
-from slt_callbacks.observables.base import Observable, ReferencePoint
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.observables.base import ForkObservable, Observable, ReferencePoint
+from slt_callbacks.observables.fork_view import ForkView
 from slt_callbacks.observables.llc import LLC
+from slt_callbacks.observables.media import Media
+from slt_callbacks.observables.member import Member
 from slt_callbacks.sampling.draws import Draw
+
+Observables = Mapping[str, Observable | ForkObservable]
+"""By the key they are logged under."""
 
 
 class Panel:
@@ -25,35 +30,38 @@ class Panel:
         observables: By key; None for ``{"llc": LLC()}``.
 
     Attributes:
-        observables: By key.
+        members: The observables at work, in the order given.
         queries: The samples of observables that bring their own, by the observable's key.
+        reads_draws: Whether there is a statistic of draws among them.
         reference_losses: Whether an observable asks for the losses of the whole reference set at every draw.
         reference_tokens: Keys of observables that ask for the loss of every token of the reference set.
 
     Raises:
-        TypeError: If `observables` is no mapping from names to objects with `reset`, `update` and `compute`, or queries
-            are nothing to draw samples from.
-        ValueError: If it is empty, a name is reserved, or queries are empty or not finite.
+        TypeError: If `observables` is no mapping from names to observables, or queries are nothing to draw from.
+        ValueError: If it is empty, a name is reserved, two keys have one object, or queries are empty or not finite.
 
     Example:
-        >>> Panel(None).observables.keys()
-        dict_keys(['llc'])
+        >>> [member.key for member in Panel(None).members]
+        ['llc']
     """
 
-    def __init__(self, observables: Mapping[str, Observable] | None) -> None:
-        self.observables = check_observables({"llc": LLC()} if observables is None else observables)
-        self.queries: dict[str, ReferenceSet] = {
-            key: _draw_queries(key, queries)
-            for key, observable in self.observables.items()
-            if (queries := getattr(observable, "queries", None)) is not None
-        }
-        self.reference_losses = any(getattr(o, "reference_losses", False) for o in self.observables.values())
-        self.reference_tokens = [k for k, o in self.observables.items() if getattr(o, "reference_tokens", False)]
-        self._held: list[tuple[Observable, Draw]] = []
+    def __init__(self, observables: Mapping[str, Any] | None) -> None:
+        checked = check_observables(observables)
+        self.members = [Member(key, observable) for key, observable in checked.items()]
+        self.reads_draws = any(member.reads_draws for member in self.members)
+        self.reference_losses = any(member.needs.reference_losses for member in self.members)
+        self.reference_tokens = [member.key for member in self.members if member.needs.reference_tokens]
+
+    @property
+    def queries(self) -> dict[str, ReferenceSet]:
+        """See the class."""
+        return {member.key: member.queries for member in self.members if member.queries is not None}
 
     def share_queries(self, first: Callable[[dict[str, ReferenceSet]], dict[str, ReferenceSet]]) -> None:
         """Take those of rank 0, as `first` gives them: what draws them may answer otherwise on another rank."""
-        self.queries = first(self.queries)
+        shared = first(self.queries)
+        for member in self.members:
+            member.queries = shared.get(member.key)
 
     def check(self, reference: ReferenceSet) -> None:
         """Let every observable refuse a reference set, or queries, that it cannot work with.
@@ -61,61 +69,80 @@ class Panel:
         Raises:
             ValueError: If one does, or if queries have another structure than the reference set.
         """
-        for key, observable in self.observables.items():
-            queries = self.queries.get(key)
-            if queries is not None and _structure(queries) != _structure(reference):
+        for member in self.members:
+            if member.queries is not None and _structure(member.queries) != _structure(reference):
                 raise ValueError(
-                    f"Expected the queries of `observables[{key!r}]` to have the structure of the reference samples, "
-                    f"{_described(reference)}, but got {_described(queries)}: one `loss_fn` has to take both."
+                    f"Expected the queries of `observables[{member.key!r}]` to have the structure of the reference "
+                    f"samples, {_described(reference)}, but got {_described(member.queries)}: one `loss_fn` has to "
+                    "take both."
                 )
-            if hasattr(observable, "check"):
-                observable.check(reference, queries)
+            member.check(reference)
+
+    def check_tokens(self, num_tokens: int) -> None:
+        """Let those that ask for the loss of every token refuse so many."""
+        for member in self.members:
+            if member.needs.reference_tokens:
+                member.check_tokens(num_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every observable that has one, by key."""
-        return {key: o.state_dict() for key, o in self.observables.items() if hasattr(o, "state_dict")}
+        states = {member.key: member.state_dict() for member in self.members}
+        return {key: state for key, state in states.items() if state is not None}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; observables that were not there start afresh."""
-        for key, observable in self.observables.items():
-            if key in state and hasattr(observable, "load_state_dict"):
-                observable.load_state_dict(state[key])
+    def load_state_dict(self, state: Mapping[str, Any], same_queries: Collection[str]) -> None:
+        """Go on where `state_dict` was taken; observables that were not there start afresh.
+
+        Args:
+            state: By key.
+            same_queries: Keys of observables whose queries are those of the state: what others remember is of no use.
+        """
+        for member in self.members:
+            if member.key in state and (member.queries is None or member.key in same_queries):
+                member.load_state_dict(state[member.key])
 
     def reset(self, point: ReferencePoint, lenient: bool = False) -> None:
-        """Start a measurement; every observable is told its key and its queries.
+        """Start a measurement.
 
         Args:
             point: Of the fork.
             lenient: Whether an observable that raises is passed over, as for a measurement that has failed already.
         """
-        self._held = []
-        none = torch.empty(0, dtype=torch.int64)
-        for key, observable in self.observables.items():
-            rows = self.queries[key].indices if key in self.queries else none
+        for member in self.members:
             try:
-                observable.reset(replace(point, key=key, query_indices=rows))
+                member.reset(point)
             except Exception:
                 if not lenient:
                     raise
 
+    def inspect(self, objective: Objective, point: ReferencePoint, seed: int) -> None:
+        """Let every observable of the fork look at it, each in its own world, and put the fork back.
+
+        Args:
+            objective: The losses of the reference set, its fork at w*.
+            point: Of the fork.
+            seed: Of the random numbers that one of them may draw.
+        """
+        self.forget_fork()
+        for member in self.members:
+            if member.reads_fork:
+                with isolated_rng(seed):
+                    member.inspect(ForkView(objective, point))
+                objective.fork.reset()
+
+    def forget_fork(self) -> None:
+        """What was read at the last fork is not of this measurement."""
+        for member in self.members:
+            member.forget_fork()
+
     def update(self, draw: Draw) -> None:
         """Take one draw."""
-        for observable in self.observables.values():
-            if hasattr(observable, "discard"):
-                observable.update(draw)
-            else:
-                self._held.append((observable, draw))
+        for member in self.members:
+            member.update(draw)
 
     def end_chains(self, failed: set[int]) -> None:
         """The chains whose draws came since the last call have ended; some of them failed."""
-        for observable in self.observables.values():
-            if hasattr(observable, "discard"):
-                for chain in sorted(failed):
-                    observable.discard(chain)
-        for observable, draw in self._held:
-            if draw.chain not in failed:
-                observable.update(draw)
-        self._held = []
+        for member in self.members:
+            member.end_chains(failed)
 
     def compute(self, lenient: bool = False) -> dict[str, dict[str, Any]]:
         """Every result by key, single numbers as builtins.
@@ -124,18 +151,35 @@ class Panel:
             lenient: Whether an observable that raises gives an empty result: a user's own may need a draw to compute.
         """
         results = {}
-        for key, observable in self.observables.items():
+        for member in self.members:
             try:
-                results[key] = {name: as_number(value) for name, value in observable.compute().items()}
+                results[member.key] = member.compute()
             except Exception:
                 if not lenient:
                     raise
-                results[key] = {}
+                results[member.key] = {}
         return results
 
+    def media(self, results: Mapping[str, Mapping[str, Any]]) -> Media:
+        """What the observables show of a measurement that has succeeded; nothing where one of them raises over it."""
+        try:
+            pictures, matrices, tables = (
+                {key: value for found in several for key, value in found.items()}
+                for several in zip(*(_shown(member, results[member.key]) for member in self.members), strict=True)
+            )
+        except Exception as error:  # noqa: BLE001  # it may be the user's own, and must not cost the numbers
+            return Media(problem=f"{type(error).__name__}: {error}")
+        return Media(pictures, matrices, tables)
 
-def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observable]:
-    """`observables` as a dict; the errors are those of `Panel`."""
+
+def _shown(member: Member, result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    return member.pictures(result), member.matrices(result), member.tables(result)
+
+
+def check_observables(observables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`observables` as a dict, the LLC for None; the errors are those of `Panel`."""
+    if observables is None:
+        return {"llc": LLC()}
     if not isinstance(observables, Mapping):
         raise TypeError(f'Expected `observables` to be a mapping such as {{"llc": LLC()}}, but got {observables!r}.')
     if not observables:
@@ -148,20 +192,25 @@ def check_observables(observables: Mapping[str, Observable]) -> dict[str, Observ
                 f"Expected `observables` to leave the keys {RESERVED_NAMES} to the monitor, but got {key!r}: "
                 "choose another name."
             )
-        if not isinstance(observable, Observable) or isinstance(observable, type):
+        if not isinstance(observable, (Observable, ForkObservable)) or isinstance(observable, type):
             raise TypeError(
-                f"Expected `observables[{key!r}]` to be an object with `reset`, `update` and `compute`, but got "
-                f"{observable!r}."
+                f"Expected `observables[{key!r}]` to be an object with `reset`, `update` and `compute`, or with "
+                f"`inspect`, but got {observable!r}."
             )
+    _check_distinct(observables)
     return dict(observables)
 
 
-def _draw_queries(key: str, queries: Reference) -> ReferenceSet:
-    try:
-        return draw_reference(queries)
-    except (TypeError, ValueError) as error:
-        message = str(error).replace("`reference`", "`queries`")
-        raise type(error)(f"observables[{key!r}]: {message}") from error
+def _check_distinct(observables: Mapping[str, Any]) -> None:
+    """Refuse one object under two keys, which would take every draw twice."""
+    keys: dict[int, str] = {}
+    for key, observable in observables.items():
+        other = keys.setdefault(id(observable), key)
+        if other != key:
+            raise ValueError(
+                f"Expected every key of `observables` to have an object of its own, but got one as {other!r} and as "
+                f"{key!r}: make a second one."
+            )
 
 
 def _structure(samples: ReferenceSet) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from slt_callbacks.measuring.measurement import Measurement
-from slt_callbacks.observables.base import Observable
+from slt_callbacks.observables.media import Media
 
 _MOST_KEPT = 16  # measurements with matrices, however small these are: a run may have thousands
 
@@ -19,15 +19,15 @@ class History:
     """Every measurement of a run; matrices, such as a kernel's covariance, of the last ones alone.
 
     Args:
-        observables: By key; the matrices are those of observables that give them to files.
-        most_bytes: Of matrices, in all; the newest measurement keeps its own in any case.
+        heavy: Keys of the observables whose results hold matrices.
+        most_bytes: Of these, in all; the newest measurement keeps its own in any case.
 
     Attributes:
-        measurements: In order.
+        measurements: In order, without their pictures.
     """
 
-    def __init__(self, observables: Mapping[str, Observable], most_bytes: int) -> None:
-        self._observables = observables
+    def __init__(self, heavy: Collection[str], most_bytes: int) -> None:
+        self._of = frozenset(heavy)
         self._most_bytes = most_bytes
         self._heavy: deque[tuple[int, int]] = deque()  # places of measurements with matrices, and their bytes
         self.measurements: list[Measurement] = []
@@ -36,32 +36,20 @@ class History:
         """Keep a measurement; the oldest ones give up their matrices where they are too many."""
         size = sum(matrix.nbytes for matrix in self._matrices(measurement).values())
         self._heavy.append((len(self.measurements), size))
-        self.measurements.append(measurement)
+        self.measurements.append(replace(measurement, media=Media()))
         while len(self._heavy) > 1 and (len(self._heavy) > _MOST_KEPT or self._bytes() > self._most_bytes):
             place, _ = self._heavy.popleft()
-            self.measurements[place] = self._lightened(self.measurements[place])
+            old = self.measurements[place]
+            self.measurements[place] = _lightened(old, self._matrices(old).keys())
 
     def _bytes(self) -> int:
         return sum(size for _, size in self._heavy)
 
-    def _lightened(self, old: Measurement) -> Measurement:
-        gone = self._matrices(old)
-        results = {
-            key: _Lightened(
-                {name: value for name, value in result.items() if (key, name) not in gone},
-                {name for owner, name in gone if owner == key},
-            )
-            for key, result in old.results.items()
-        }
-        return replace(old, results=results)
-
     def _matrices(self, measurement: Measurement) -> dict[tuple[str, str], torch.Tensor]:
-        """The tensors of two dimensions of observables that show their matrices."""
         return {
             (key, name): value
-            for key, result in measurement.results.items()
-            if hasattr(self._observables.get(key), "matrices")
-            for name, value in result.items()
+            for key in self._of & measurement.results.keys()
+            for name, value in measurement[key].items()
             if isinstance(value, torch.Tensor) and value.ndim == 2
         }
 
@@ -78,6 +66,17 @@ def remembered(step: int, scalars: Mapping[str, float], error: str | None) -> Me
         observable, _, name = key.partition("/")
         results.setdefault(observable, {})[name] = value
     return Measurement(step, results, error)
+
+
+def _lightened(old: Measurement, gone: Collection[tuple[str, str]]) -> Measurement:
+    results = {
+        key: _Lightened(
+            {name: value for name, value in result.items() if (key, name) not in gone},
+            {name for owner, name in gone if owner == key},
+        )
+        for key, result in old.results.items()
+    }
+    return replace(old, results=results)
 
 
 class _Lightened(dict[str, Any]):

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from slt_callbacks.basics.rng import isolated_rng, seed_from
-from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, Reference, draw_reference
-from slt_callbacks.figures.report import Report
-from slt_callbacks.losses.functions import LossFn
+from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, draw_reference
+from slt_callbacks.executors.inline import InlineExecutor
 from slt_callbacks.measuring.estimator import Estimator
-from slt_callbacks.measuring.measurement import Measurement
-from slt_callbacks.observables.base import Observable
-from slt_callbacks.observables.llc import LLC
 from slt_callbacks.observables.panel import check_observables
-from slt_callbacks.recording.events import Found
-from slt_callbacks.recording.watch import Detector, Watch
-from slt_callbacks.replay.archive import Archive, settings_of
-from slt_callbacks.sampling.config import SamplerConfig
-from slt_callbacks.sinks.base import Publication, Sink, publish_media, publish_scalars
+from slt_callbacks.recording.story import Story
+from slt_callbacks.recording.watch import Watch
+from slt_callbacks.replay.archive import Archive
+from slt_callbacks.replay.source import CheckpointSource
 from slt_callbacks.sinks.files import FileSink
 from slt_callbacks.sinks.loggers import LoggerSink
 from slt_callbacks.sinks.wandb import WandbSink
-from slt_callbacks.weights.checkpoints import OnSkip, SavedStep, in_step_order, load_module
+from slt_callbacks.weights.checkpoints import in_step_order
 
-_LOADING_STREAM = 203  # apart from those of the estimator
+if TYPE_CHECKING:
+    from slt_callbacks.data.drawing import Reference
+    from slt_callbacks.losses.functions import LossFn
+    from slt_callbacks.measuring.measurement import Measurement
+    from slt_callbacks.observables.base import Observable
+    from slt_callbacks.recording.watch import Detector
+    from slt_callbacks.sampling.config import SamplerConfig
+    from slt_callbacks.sinks.base import Publication
+    from slt_callbacks.weights.checkpoints import OnSkip, SavedStep
+    from slt_callbacks.weights.snapshot import Snapshot
 
 
 def replay_checkpoints(
@@ -97,6 +98,7 @@ def replay_checkpoints(
 
     Example:
         >>> import tempfile
+        >>> from slt_callbacks import SamplerConfig
         >>> folder = Path(tempfile.mkdtemp())
         >>> for step in (0, 10):
         ...     torch.save({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, folder / f"step={step}.pt")
@@ -113,96 +115,39 @@ def replay_checkpoints(
     _check_device(device)
     skip = _warn if on_skip is None else on_skip
     saved = in_step_order(checkpoints, skip, trust)
-    shown = check_observables({"llc": LLC()} if observables is None else observables)
+    shown = check_observables(observables)
     drawn = draw_reference(reference, num_samples, seed, at_most=DEFAULT_NUM_SAMPLES)
     estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True)
     watch = Watch(copy.deepcopy(detectors), shown)  # they may have seen another replay
-    settings = settings_of(module, loss_fn, list(shown), estimator, watch, seed)
+    settings = estimator.settings.of_curve(module, loss_fn, shown) | {"detectors": watch.settings()}
     archive = Archive(output, settings)
     archive.restore(estimator, watch)
+    story = Story(watch, shown, before=archive.measurements)
     todo = _left(saved, archive, skip)
-
-    def load(path: Path) -> nn.Module:
-        with isolated_rng(seed_from(seed, _LOADING_STREAM)):  # making a module draws its first weights
-            return load_module(module, path, init_args, trust).to(device)
-
-    with _opened(loggers, archive.folder, settings) as sinks:
-        for step, live, advance in _loaded(todo, load, skip, estimator, progress):
-            measurement = _measured(estimator, live, step, advance)
-            found = watch.update(measurement)
-            publication = _publication([*archive.measurements, measurement], watch, found, shown)
-            for sink in sinks:
-                sink.publish(publication)
-            archive.add(measurement, publication.scalars, estimator, watch)
-        watch.finish()
-        for sink in sinks:
-            if hasattr(sink, "finish"):
-                sink.finish(_report(archive.measurements, watch))
-    archive.write_tables(watch)
+    source = CheckpointSource(todo, module, init_args, device, trust, seed, skip, progress)
+    with _told(story, loggers, archive.folder, settings):
+        _measure_all(source, estimator, archive, story)
+        story.finish()
+    archive.write_tables(story)
     return archive.measurements
 
 
-def _loaded(
-    todo: Sequence[SavedStep],
-    load: Callable[[Path], nn.Module],
-    skip: OnSkip,
-    estimator: Estimator,
-    progress: bool,
-) -> Iterator[tuple[int, nn.Module, Callable[[int], None]]]:
-    """Every checkpoint that can be loaded, with a progress bar around its measurement."""
-    checked = False
-    with tqdm(desc="Replay", total=len(todo), unit="checkpoint", disable=not progress) as bar:
-        for saved in todo:
-            try:
-                live = load(saved.path)
-            except ValueError as error:
-                skip(saved.path, str(error))
-            else:
-                if not checked:
-                    estimator.check(live)
-                    checked = True
-                inner = {"desc": f"Step {saved.step}", "total": estimator.expected_steps, "unit": "sgld step"}
-                with tqdm(**inner, position=1, leave=False, disable=not progress) as line:
-                    yield saved.step, live, partial(_advance, line)
-            bar.update()
+def _measure_all(source: CheckpointSource, estimator: Estimator, archive: Archive, story: Story) -> None:
+    """Every snapshot in its turn; the loss is tried on the first."""
+    with _opened(estimator, source.progress) as executor:
+        for place, snapshot in enumerate(source):
+            if place == 0:
+                estimator.check(snapshot.module)
+            executor.submit(snapshot)
+            for measurement in executor.poll():
+                archive.add(_recorded(story, measurement), estimator, story)
 
 
-def _advance(line: Any, steps: int) -> None:
-    line.update(steps)
-
-
-def _measured(estimator: Estimator, module: nn.Module, step: int, advance: Callable[[int], None]) -> Measurement:
-    """Measure; weights that cannot be measured give a record of NaN, as they do in the monitor."""
-    start = time.perf_counter()
-    try:
-        measurement = estimator.measure(module, step, on_steps=advance)
-    except Exception as error:  # noqa: BLE001  # one checkpoint must not cost the others
-        measurement = estimator.failed(step, f"{type(error).__name__}: {error}", start)
-    if measurement.failed:
-        warnings.warn(f"The measurement at step {step} failed: {measurement.error}.", stacklevel=3)
-    return measurement
-
-
-def _report(history: Sequence[Measurement], watch: Watch) -> Report:
-    events, rows = [found.event for found in watch.found], [found.row() for found in watch.found]
-    return Report(history, watch.stages, events, rows, watch.observable)
-
-
-def _publication(
-    history: Sequence[Measurement], watch: Watch, found: Sequence[Found], observables: Mapping[str, Observable]
-) -> Publication:
-    measurement = history[-1]
-    return Publication(
-        measurement,
-        publish_scalars(measurement) | watch.scalars(),
-        log_step=max(
-            measurement.step - 1, 0
-        ),  # where Lightning logs the metrics of the batch that ended with this step
-        events=[earlier.row() for earlier in watch.found] if found else (),
-        stages=[asdict(stage) for stage in watch.stages] if found else (),
-        report=_report(history, watch) if found else None,
-        **publish_media(measurement, observables),
-    )
+def _recorded(story: Story, measurement: Measurement) -> Publication:
+    """Take a measurement, under the step where Lightning logs the metrics of the batch that ended with its own."""
+    if measurement.failed:  # weights that cannot be measured give a record of NaN, as they do in the monitor
+        warnings.warn(f"The measurement at step {measurement.step} failed: {measurement.error}.", stacklevel=3)
+    return story.record(measurement, log_step=max(measurement.step - 1, 0))
 
 
 def _left(saved: Sequence[SavedStep], archive: Archive, skip: OnSkip) -> list[SavedStep]:
@@ -220,15 +165,30 @@ def _left(saved: Sequence[SavedStep], archive: Archive, skip: OnSkip) -> list[Sa
 
 
 @contextmanager
-def _opened(loggers: Sequence[Any], folder: Path, config: Mapping[str, Any]) -> Iterator[list[Sink]]:
-    sinks: list[Sink] = [LoggerSink(), WandbSink(), FileSink(folder)]
-    for sink in sinks:
-        sink.open(loggers, config)
+def _told(story: Story, loggers: Sequence[Any], folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    story.open([LoggerSink(), WandbSink(), FileSink(folder)], loggers, config)
     try:
-        yield sinks
+        yield
     finally:
-        for sink in sinks:
-            sink.close()
+        story.close()
+
+
+@contextmanager
+def _opened(estimator: Estimator, progress: bool) -> Iterator[InlineExecutor]:
+    executor = InlineExecutor(partial(_line, progress))
+    executor.open(estimator)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@contextmanager
+def _line(progress: bool, snapshot: Snapshot, total: int) -> Iterator[Callable[[int], None]]:
+    """A second bar, of the measurement that is under way."""
+    shown = {"desc": f"Step {snapshot.step}", "total": total, "unit": "sgld step"}
+    with tqdm(**shown, position=1, leave=False, disable=not progress) as line:
+        yield lambda steps: line.update(steps) and None
 
 
 def _check_module(module: Any) -> None:

@@ -62,14 +62,15 @@ def largest_curvature(
         start = torch.empty_like(fork.position).normal_(generator=generator)
     fork.reset()  # the buffers too
     curvature = torch.zeros((), dtype=fork.dtype, device=fork.device)
-    distance = _place(fork, posterior, curvature, torch.split(start, [p.numel() for p in fork.parameters]))
-    del start  # one gradient beside the fork, whatever comes next
+    parts = torch.split(start, [p.numel() for p in fork.parameters])
+    distance = _place(fork, posterior, curvature, fork.moving(parts))
+    del start, parts  # one gradient beside the fork, whatever comes next
     for _ in range(WARM_ITERATIONS if warm else COLD_ITERATIONS):
         with torch.enable_grad():
             objective.backward(places)
             _reflect(fork)
             objective.backward(places, sign=-1.0)
-        along = objective.take_gradients()
+        along = fork.moving(objective.take_gradients())
         curvature = _norm(along) / (2 * distance)
         distance = _place(fork, posterior, curvature, along, distance)
         del along

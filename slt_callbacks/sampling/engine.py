@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,19 @@ class Point:
     losses: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Halt:
+    """A group of chains before an update; it holds until the engine goes on.
+
+    Attributes:
+        points: What each chain of the group has just seen.
+        losses: Losses ``(N,)`` of another set of samples where each chain stands.
+    """
+
+    points: list[Point]
+    losses: Callable[[Objective], list[torch.Tensor]]
+
+
 class Engine(Protocol):
     """Moves chains. "sequential" takes them one by one; another may take a whole group in one program."""
 
@@ -29,8 +42,10 @@ class Engine(Protocol):
     def groups(self, chains: Sequence[Chain]) -> list[list[Chain]]:
         """Which chains go together through `advance`."""
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[list[Point]]:
-        """Take `num_steps` steps with a group, yielding its points before each; then keep the positions if asked."""
+    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[Halt]:
+        """Take `num_steps` steps with a group, with a halt before each; then keep the positions if asked."""
 
-    def probe(self, objective: Objective) -> list[torch.Tensor]:
-        """Losses ``(N,)`` of another set of samples where each chain of the group stands while `advance` yields."""
+
+def put_back(position: torch.Tensor, anchor: torch.Tensor, still: torch.Tensor) -> None:
+    """Put weights ``(..., n)`` back to the anchor ``(n,)`` where they do not move, which bool ``(n,)`` `still` says."""
+    torch.where(still, anchor, position, out=position)

@@ -12,7 +12,7 @@ from slt_callbacks.losses.probes import Probe
 from slt_callbacks.sampling.chains import Chain, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.draws import Draw
-from slt_callbacks.sampling.engine import Engine, Point
+from slt_callbacks.sampling.engine import Engine, Halt
 from slt_callbacks.stats.diagnostics import drift
 
 # Drift beyond three standard errors says that the chains are still moving; one stationary round in twenty does by
@@ -74,14 +74,14 @@ class Sampler:
         objective = self.engine.objective
         self.num_burnin_steps = max(self.num_burnin_steps, num_burnin_steps)
         num_steps = num_burnin_steps + self.config.num_draw_steps
-        for step, points in enumerate(self.engine.advance(group, num_steps, self.keep)):
-            self._count(len(points))
+        for step, halt in enumerate(self.engine.advance(group, num_steps, self.keep)):
+            self._count(len(halt.points))
             index, between = divmod(step - num_burnin_steps, self.config.num_steps_bw_draws)
             if index < 0 or between:
                 continue
-            reference = self._reference_losses(points)
-            probed = {key: probe.losses(self.engine.probe, reference) for key, probe in self.probes.items()}
-            for place, point in enumerate(points):
+            reference = self._reference_losses(halt)
+            probed = {key: probe.losses(halt.losses, reference) for key, probe in self.probes.items()}
+            for place, point in enumerate(halt.points):
                 yield Draw(
                     chain=point.chain,
                     index=index,
@@ -93,13 +93,13 @@ class Sampler:
                     query_losses={key: losses[place] for key, losses in probed.items()},
                 )
 
-    def _reference_losses(self, points: list[Point]) -> list[torch.Tensor]:
+    def _reference_losses(self, halt: Halt) -> list[torch.Tensor]:
         """Those of every point, where an observable asks for them."""
         if not self.reference_losses:
             return []
-        if self.engine.objective.per_sample and points[0].samples is None:
-            return [point.losses for point in points]  # the SGLD step has just computed them
-        return self.engine.probe(self.engine.objective)
+        if self.engine.objective.per_sample and halt.points[0].samples is None:
+            return [point.losses for point in halt.points]  # the SGLD step has just computed them
+        return halt.losses(self.engine.objective)
 
     def _burn_in_warm(self, warm: list[Chain]) -> None:
         """Rounds until the chains, taken together, no longer drift; at most as long as a cold burn-in."""
@@ -118,9 +118,9 @@ class Sampler:
     def _round(self, group: list[Chain], num_steps: int) -> list[torch.Tensor]:
         objective = self.engine.objective
         rows = []
-        for points in self.engine.advance(group, num_steps, keep=True):
-            self._count(len(points))
-            rows.append([objective.excess(point.losses, point.samples) for point in points])
+        for halt in self.engine.advance(group, num_steps, keep=True):
+            self._count(len(halt.points))
+            rows.append([objective.excess(point.losses, point.samples) for point in halt.points])
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     def _count(self, num_steps: int) -> None:

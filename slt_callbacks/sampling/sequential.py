@@ -9,7 +9,7 @@ import torch
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.chains import Chain
 from slt_callbacks.sampling.dynamics import Dynamics, State
-from slt_callbacks.sampling.engine import Point
+from slt_callbacks.sampling.engine import Halt, Point, put_back
 from slt_callbacks.sampling.posterior import LocalPosterior
 
 
@@ -25,7 +25,7 @@ class SequentialEngine:
         """Every chain alone."""
         return [[chain] for chain in chains]
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[list[Point]]:
+    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[Halt]:
         """As in `Engine`."""
         (chain,) = group
         fork = self.objective.fork
@@ -37,20 +37,16 @@ class SequentialEngine:
         noise = torch.empty(
             max(piece.stop - piece.start for piece in fork.pieces), dtype=fork.dtype, device=fork.device
         )
-        anchors = fork.anchor_pieces()
+        anchors, held = fork.anchor_pieces(), fork.held_pieces()
         batches = self.objective.minibatches(chain.minibatches)
         for _ in range(num_steps):
             places = next(batches)
             losses, gradients = self.objective.losses_and_gradient(places)
-            yield [Point(chain.index, places, losses)]
-            self._update(chain, chain.state, gradients, anchors, noise)
+            yield Halt([Point(chain.index, places, losses)], _losses_here)
+            self._update(chain, chain.state, gradients, anchors, held, noise)
             del gradients  # or the next backward pass would come on top of it
         if keep:
             chain.displacement = fork.displacement()
-
-    def probe(self, objective: Objective) -> list[torch.Tensor]:
-        """As in `Engine`."""
-        return [objective.sample_losses()]
 
     @torch.no_grad()
     def _update(
@@ -59,10 +55,11 @@ class SequentialEngine:
         state: State,
         gradients: list[torch.Tensor],
         anchors: list[torch.Tensor],
+        held: list[torch.Tensor | None],
         noise: torch.Tensor,
     ) -> None:
         fork = self.objective.fork
-        for piece, anchor in zip(fork.pieces, anchors, strict=True):
+        for piece, anchor, still in zip(fork.pieces, anchors, held, strict=True):
             self._dynamics.step(
                 position=piece.of(fork.position),
                 gradient=piece.gather(gradients),
@@ -72,4 +69,11 @@ class SequentialEngine:
                 state={name: piece.of(value) for name, value in state.items()},
                 sgld_step=chain.sgld_step,
             )
+            if still is not None:
+                put_back(piece.of(fork.position), anchor, still)
         chain.sgld_step += 1
+
+
+def _losses_here(objective: Objective) -> list[torch.Tensor]:
+    """The fork stands where the only chain does."""
+    return [objective.sample_losses()]

@@ -15,7 +15,7 @@ from slt_callbacks.losses.functions import losses_of
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.chains import Chain
 from slt_callbacks.sampling.dynamics import Dynamics, State
-from slt_callbacks.sampling.engine import Point
+from slt_callbacks.sampling.engine import Halt, Point, put_back
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.weights.copies import twin_of
 
@@ -78,7 +78,7 @@ class VectorizedEngine:
             by_past.setdefault((chain.displacement is None, chain.sgld_step), []).append(chain)
         return list(by_past.values())
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[list[Point]]:
+    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[Halt]:
         """As in `Engine`."""
         fork = self.objective.fork
         self._positions, state = self._start(group)
@@ -87,13 +87,14 @@ class VectorizedEngine:
                 chain.displacement = None  # another one at the end: no need for both at once
         longest = max(piece.stop - piece.start for piece in fork.pieces)
         noise = torch.empty(len(group), longest, dtype=fork.dtype, device=fork.device)
-        anchors = fork.anchor_pieces()
+        anchors, held = fork.anchor_pieces(), fork.held_pieces()
         minibatches = [self.objective.minibatches(chain.minibatches) for chain in group]
         for _ in range(num_steps):
             places = [next(batches) for batches in minibatches]
             losses, gradients = self._losses_and_gradients(places)
-            yield [Point(chain.index, p, own) for chain, p, own in zip(group, places, losses, strict=True)]
-            self._update(group, state, gradients, anchors, noise)
+            points = [Point(chain.index, p, own) for chain, p, own in zip(group, places, losses, strict=True)]
+            yield Halt(points, self._losses_here)
+            self._update(group, state, gradients, anchors, held, noise)
             del gradients  # or the next backward pass would come on top of it
         for row, chain in enumerate(group):
             chain.state = {name: value[row] for name, value in state.items()}
@@ -102,8 +103,7 @@ class VectorizedEngine:
                 chain.displacement = fork.displacement()
 
     @torch.no_grad()
-    def probe(self, objective: Objective) -> list[torch.Tensor]:
-        """As in `Engine`."""
+    def _losses_here(self, objective: Objective) -> list[torch.Tensor]:
         rows = []
         for position in self._positions:  # forwards alone, on many samples: they fill the device one chain at a time
             objective.fork.position.copy_(position)
@@ -175,9 +175,10 @@ class VectorizedEngine:
         state: State,
         gradients: torch.Tensor,
         anchors: list[torch.Tensor],
+        held: list[torch.Tensor | None],
         noise: torch.Tensor,
     ) -> None:
-        for piece, anchor in zip(self.objective.fork.pieces, anchors, strict=True):
+        for piece, anchor, still in zip(self.objective.fork.pieces, anchors, held, strict=True):
             here = noise[:, : piece.stop - piece.start]
             for row, chain in zip(here, group, strict=True):
                 row.normal_(generator=chain.noise)
@@ -190,6 +191,8 @@ class VectorizedEngine:
                 state={name: piece.of(value) for name, value in state.items()},
                 sgld_step=group[0].sgld_step,
             )
+            if still is not None:
+                put_back(piece.of(self._positions), anchor, still)
         for chain in group:
             chain.sgld_step += 1
 

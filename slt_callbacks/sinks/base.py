@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from slt_callbacks.basics import keys
-from slt_callbacks.basics.keys import key_of
 from slt_callbacks.figures.report import Report
 from slt_callbacks.measuring.measurement import Measurement
-from slt_callbacks.observables.base import Observable
-from slt_callbacks.observables.picture import Picture
+from slt_callbacks.observables.media import Picture
 
 
 @dataclass(frozen=True)
@@ -27,13 +24,11 @@ class Publication:
         events: Every event of the run so far, one row of builtins each, where this measurement brought a new one.
         stages: The developmental stages as they look now, one row of builtins each, in the same case.
         report: The story so far, in the same case.
-        pictures: What observables show of it, by a key such as ``kernel/map``.
-        matrices: What of it belongs into a file, by a key such as ``kernel/correlation``; tensors.
-        tables: Small tables of it, by a key such as ``influence/events``: one row of builtins each.
+        news: The events that this measurement brought, as they are.
 
     Example:
         >>> measurement = Measurement(step=3, results={"llc": {"mean": 1.5}})
-        >>> publication = Publication(measurement, publish_scalars(measurement), log_step=2)
+        >>> publication = Publication(measurement, measurement.logged(), log_step=2)
         >>> publication.scalars["slt/llc/mean"], publication.report is None
         (1.5, True)
     """
@@ -44,9 +39,22 @@ class Publication:
     events: Sequence[Mapping[str, Any]] = ()
     stages: Sequence[Mapping[str, Any]] = ()
     report: Report | None = None
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
-    matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    news: Sequence[Any] = ()
+
+    @property
+    def pictures(self) -> Mapping[str, Picture]:
+        """What observables show of it, by a key such as ``kernel/map``."""
+        return self.measurement.pictures
+
+    @property
+    def matrices(self) -> Mapping[str, torch.Tensor]:
+        """What of it belongs into a file, by a key such as ``kernel/correlation``; tensors."""
+        return self.measurement.matrices
+
+    @property
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Small tables of it, by a key such as ``influence/events``: one row of builtins each."""
+        return self.measurement.tables
 
 
 @runtime_checkable
@@ -80,36 +88,3 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """End the run; called once, also after an exception."""
-
-
-def publish_scalars(measurement: Measurement) -> dict[str, float]:
-    """The numbers of a measurement under their logged keys.
-
-    Example:
-        >>> publish_scalars(Measurement(step=3, results={"llc": {"mean": 1.5}}))
-        {'slt/step': 3, 'slt/llc/mean': 1.5}
-    """
-    return {keys.STEP: measurement.step} | {key_of(key): value for key, value in measurement.scalars().items()}
-
-
-def publish_media(measurement: Measurement, observables: Mapping[str, Observable]) -> dict[str, Any]:
-    """Pictures, matrices and tables of a measurement, as the keywords of `Publication`.
-
-    An observable shows pictures through ``images(result)`` and gives matrices through ``matrices(result)``; a result
-    that is a list of dicts is a table. A failed measurement has none.
-
-    Example:
-        >>> publish_media(Measurement(3, {"own": {"top": [{"sample": 1}]}}), {})["tables"]
-        {'own/top': [{'sample': 1}]}
-    """
-    if measurement.failed:
-        return {}
-    media: dict[str, dict[str, Any]] = {"pictures": {}, "matrices": {}, "tables": {}}
-    for key, result in measurement.results.items():
-        for method, kind in (("images", "pictures"), ("matrices", "matrices")):
-            give = getattr(observables.get(key), method, None)
-            if give is not None:
-                media[kind] |= {f"{key}/{name}": value for name, value in give(result).items()}
-        tables = {name: value for name, value in result.items() if isinstance(value, list) and value}
-        media["tables"] |= {f"{key}/{name}": rows for name, rows in tables.items() if isinstance(rows[0], Mapping)}
-    return media

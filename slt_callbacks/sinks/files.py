@@ -42,12 +42,12 @@ class FileSink:
     Example:
         >>> import tempfile
         >>> from slt_callbacks import Measurement
-        >>> from slt_callbacks.observables.picture import Picture
+        >>> from slt_callbacks.observables.media import Media, Picture
         >>> folder = Path(tempfile.mkdtemp())
         >>> sink = FileSink(folder)
         >>> sink.open([], {})
         >>> pictures = {"kernel/map": Picture(torch.eye(3), "three samples")}
-        >>> sink.publish(Publication(Measurement(5, {}), {}, log_step=4, pictures=pictures))
+        >>> sink.publish(Publication(Measurement(5, {}, media=Media(pictures)), {}, log_step=4))
         >>> sink.close()
         >>> [path.name for path in (folder / "kernel").iterdir()]
         ['map-00000005.png']

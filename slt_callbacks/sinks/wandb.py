@@ -13,7 +13,7 @@ from slt_callbacks.basics.keys import PREFIX, key_of
 from slt_callbacks.figures.images import correlation_map
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
-from slt_callbacks.observables.picture import Picture
+from slt_callbacks.observables.media import Picture
 from slt_callbacks.sinks.base import Publication
 from slt_callbacks.sinks.files import caption, write_matrices
 

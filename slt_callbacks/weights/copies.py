@@ -97,3 +97,12 @@ def twin_of(module: nn.Module) -> nn.Module:
     """A copy on the same weights and buffers: what a module keeps from inside vmap must not reach the chains."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy_module(module, shared, lambda tensor: tensor)
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A copy on weights and buffers of its own, in eval mode: trainable and frozen parameters stay so, ties too."""
+    own = {
+        id(parameter): nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+        for parameter in module.parameters()
+    }
+    return copy_module(module, own, lambda tensor: tensor.detach())

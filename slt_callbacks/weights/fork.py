@@ -9,6 +9,7 @@ from torch import nn
 
 from slt_callbacks.weights.copies import copy_module
 from slt_callbacks.weights.pieces import pieces_of
+from slt_callbacks.weights.selection import EVERYTHING, Selection
 
 
 class Fork:
@@ -24,11 +25,13 @@ class Fork:
         share_frozen: False gives the fork frozen parameters of its own, put back by `reset` like the buffers, for code
             that may write into them, as a training step does that keeps a running average. It costs their size, which
             in a model with low-rank adapters is nearly all of it.
+        selection: Which trainable weights move. Parameters of which none does join the frozen ones; where a slice of a
+            parameter is selected the whole of it is in the flat vector, and whoever moves it puts the rest back.
 
     Attributes:
         module: The copy; its trainable parameters are views of `position`.
         position: The chain's weights, float32 or float64, shape ``(P,)``.
-        parameters: The trainable parameters of `module`, views of `position`, in the order of `named_parameters`.
+        parameters: The selected parameters of `module`, views of `position`, in the order of `named_parameters`.
         anchor: The live parameters, detached and flat, in the same order.
         pieces: How to walk through `position` without a temporary of its size.
 
@@ -44,9 +47,14 @@ class Fork:
         ([[0.0, 0.0]], True)
     """
 
-    def __init__(self, module: nn.Module, share_frozen: bool = True) -> None:
-        live = _trainable(module)
-        self.dtype = torch.float64 if any(parameter.dtype == torch.float64 for parameter in live) else torch.float32
+    def __init__(self, module: nn.Module, share_frozen: bool = True, selection: Selection = EVERYTHING) -> None:
+        trainable = _trainable(module)
+        chosen = selection.masks(module)
+        live = [parameter for parameter in trainable if id(parameter) in chosen]
+        self._masks = [chosen[id(parameter)] for parameter in live]
+        self.dtype = (
+            torch.float64 if any(parameter.dtype == torch.float64 for parameter in trainable) else torch.float32
+        )
         self.device = live[0].device
         self.anchor = [parameter.detach().flatten() for parameter in live]  # views, but for odd memory formats
         self.position = torch.empty(sum(p.numel() for p in live), dtype=self.dtype, device=self.device)
@@ -60,7 +68,7 @@ class Fork:
         replaced = dict(zip(map(id, live), self.parameters, strict=True))
         self._frozen: list[tuple[torch.Tensor, torch.Tensor]] = []  # the fork's own, and the live one
         for parameter in () if share_frozen else module.parameters():
-            if not parameter.requires_grad:
+            if id(parameter) not in replaced:
                 own = nn.Parameter(self._convert(parameter).clone(), requires_grad=False)
                 self._frozen.append((own, parameter.detach()))
                 replaced[id(parameter)] = own
@@ -74,8 +82,15 @@ class Fork:
         self.reset()
 
     def __len__(self) -> int:
-        """Number of trainable parameters P."""
+        """Size P of the flat vector."""
         return len(self.position)
+
+    @property
+    def num_moving(self) -> int:
+        """Weights that a chain moves: P, but for those of parameters of which only a slice is selected."""
+        return sum(
+            p.numel() if mask is None else int(mask.sum()) for p, mask in zip(self.parameters, self._masks, strict=True)
+        )
 
     @torch.no_grad()
     def reset(self, displacement: torch.Tensor | None = None) -> None:
@@ -110,6 +125,24 @@ class Fork:
         for piece in self.pieces:
             piece.of(moved).sub_(piece.gather(self.anchor))
         return moved
+
+    def held_pieces(self) -> list[torch.Tensor | None]:
+        """By piece, True at the weights that stay at the anchor, bool ``(n,)``; None where all of them move."""
+        if all(mask is None for mask in self._masks):
+            return [None] * len(self.pieces)
+        held = [
+            torch.zeros(parameter.numel(), dtype=torch.bool, device=self.device) if mask is None else ~mask.flatten()
+            for parameter, mask in zip(self.parameters, self._masks, strict=True)
+        ]
+        gathered = [piece.gather(held) for piece in self.pieces]
+        return [piece if bool(piece.any()) else None for piece in gathered]
+
+    def moving(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Flat vectors, one a parameter, with 0 where weights do not move."""
+        return [
+            vector if mask is None else vector * mask.flatten()
+            for vector, mask in zip(vectors, self._masks, strict=True)
+        ]
 
     def _convert(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor that does not move, in the precision of the chain."""

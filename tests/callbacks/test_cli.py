@@ -82,18 +82,18 @@ def test_any_dynamics_of_a_class_keeps_its_class_and_its_settings(
 ) -> None:
     default = "class_path: slt_callbacks.SGLD\n              init_args:\n                step_size: 1.0e-4"
     watched = from_yaml(tmp_path, default, f"class_path: {class_path}\n              init_args: {init_args}")
-    assert watched._sampler.dynamics == dynamics
+    assert watched._asked.sampler.dynamics == dynamics
 
 
 @pytest.mark.parametrize("kind", ["Rows", "Loader"])
 def test_a_reference_may_be_a_class_with_arguments(tmp_path: Path, kind: str) -> None:
     reference = f"reference: {{class_path: {__name__}.{kind}, init_args: {{size: 20}}}}"
     watched = from_yaml(tmp_path, "reference: null", reference)
-    assert watched._estimator is not None
-    assert watched._estimator.reference.source_size == 20
+    assert watched._run.samples.estimator is not None
+    assert watched._run.samples.estimator.reference.source_size == 20
 
 
 @pytest.mark.parametrize("loss_fn", ["unannotated", "Scaled"])
 def test_a_loss_need_not_say_what_it_returns(tmp_path: Path, loss_fn: str) -> None:
     watched = from_yaml(tmp_path, "tests.training.square_error", f"{__name__}.{loss_fn}")
-    assert watched._loss_fn is unannotated or isinstance(watched._loss_fn, Scaled)
+    assert watched._asked.loss_fn is unannotated or isinstance(watched._asked.loss_fn, Scaled)

@@ -488,7 +488,7 @@ class TestNothingIsLeftBehind:
 
     def test_old_matrices_leave_the_history_and_numbers_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         size = 48 * 48 * 8 * 3
-        monkeypatch.setattr("slt_callbacks.callbacks.monitor._MOST_MATRIX_BYTES", 2 * size + 100)
+        monkeypatch.setattr("slt_callbacks.callbacks.arguments.MOST_MATRIX_BYTES", 2 * size + 100)
         memory = MemorySink()
         watched = monitor(observables={"kernel": LossKernel()}, every_n_train_steps=1, sinks=[memory])
         fit(watched)
@@ -497,7 +497,7 @@ class TestNothingIsLeftBehind:
         assert all("covariance" in publication.measurement["kernel"] for publication in memory.publications)
 
     def test_the_last_matrix_stays_however_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("slt_callbacks.callbacks.monitor._MOST_MATRIX_BYTES", 1)
+        monkeypatch.setattr("slt_callbacks.callbacks.arguments.MOST_MATRIX_BYTES", 1)
         watched = monitor(observables={"kernel": LossKernel()})
         fit(watched)
         assert ["covariance" in one["kernel"] for one in watched.history] == [False, False, True]

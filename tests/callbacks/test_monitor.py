@@ -30,8 +30,8 @@ from slt_callbacks import (
     SamplerConfig,
     SLTMonitor,
 )
+from slt_callbacks.callbacks.arguments import MOST_MATRIX_BYTES
 from slt_callbacks.callbacks.budget import Budget
-from slt_callbacks.callbacks.monitor import _MOST_MATRIX_BYTES
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.sampling.chains import warm_round
 from tests.sinks.test_sinks import offline_logger, records
@@ -701,7 +701,7 @@ class TestReference:
 
 class TestHistory:
     def test_a_matrix_that_has_left_says_where_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("slt_callbacks.callbacks.monitor._MOST_MATRIX_BYTES", 1)
+        monkeypatch.setattr("slt_callbacks.callbacks.arguments.MOST_MATRIX_BYTES", 1)
         watched = monitor(observables={"kernel": LossKernel()})
         fit(watched)
         old = watched.history[0]["kernel"]
@@ -718,7 +718,7 @@ class TestHistory:
         assert ["covariance" in one["kernel"] for one in watched.history] == [False] * 4 + [True] * 16
 
     def test_sixteen_kernels_with_influence_of_256_samples_fit_in(self) -> None:
-        assert _MOST_MATRIX_BYTES >= 16 * 256 * 256 * 8 * (3 + 4)
+        assert MOST_MATRIX_BYTES >= 16 * 256 * 256 * 8 * (3 + 4)
 
 
 class TestResume:

@@ -22,7 +22,7 @@ from PIL import Image
 import slt_callbacks
 from slt_callbacks import Estimator, JumpDetector, Measurement, SamplerConfig, replay_checkpoints
 from slt_callbacks.data.drawing import draw_reference
-from slt_callbacks.replay import replay as replay_module
+from slt_callbacks.replay import source as source_module
 from slt_callbacks.replay.command import main
 from slt_callbacks.weights import checkpoints as checkpoints_module
 from tests.callbacks.replay_project import Oddity, Sized
@@ -228,7 +228,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return real(module, path, *rest)
 
-    monkeypatch.setattr(replay_module, "load_module", counting)
+    monkeypatch.setattr(source_module, "load_module", counting)
     return names
 
 

@@ -386,7 +386,7 @@ class TestReactions:
         assert sum("slt/llc/mean" in row for row in rows) == 20, "one row a measurement"
         files = Path(logger.save_dir) / "wandb" / "latest-run" / "files"
         assert table(files / tables[-1]["slt/events.path"]) == [
-            {name: found.row().get(name) for name in EVENT_COLUMNS} for found in found_events._watch.found
+            {name: found.row().get(name) for name in EVENT_COLUMNS} for found in found_events._run.story._watch.found
         ]
         assert table(files / tables[-1]["slt/stages.path"]) == [asdict(stage) for stage in found_events.stages]
         for row in tables:

@@ -91,8 +91,8 @@ def test_the_whole_story_has_at_least_twenty_measurements(home: Path) -> None:
         "arguments = example['parse_arguments']()\n"
         "windows = torch.utils.data.TensorDataset(torch.zeros(256, 65).long())\n"
         "monitor = example['make_monitor'](windows, arguments)\n"
-        "due = [step for step in range(1, arguments.max_steps + 1) if monitor._trigger.at_step(step)]\n"
-        "print(len(due), due[-1], monitor._budget.max_overhead)"
+        "due = [step for step in range(1, arguments.max_steps + 1) if monitor._run.trigger.at_step(step)]\n"
+        "print(len(due), due[-1], monitor._asked.max_overhead)"
     )
     result = run("-c", code, str(SCRIPT), folder=home)
     assert result.returncode == 0, result.stderr

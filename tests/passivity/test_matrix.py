@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -122,15 +121,14 @@ def test_a_careless_callback_is_noticed(careless: Any, noticed: set[str], case: 
 def test_plug_ins_whose_random_numbers_were_not_isolated_are_noticed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slt_callbacks.callbacks.monitor.isolated_rng", lambda seed: nullcontext())
+    monkeypatch.setattr("slt_callbacks.recording.guard.isolated_rng", lambda seed: nullcontext())
     assert "generators at the end" in compare(CASES[name], tmp_path).different
 
 
 def test_frozen_parameters_that_were_shared_with_the_fork_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["slt_callbacks.estimate"]  # the package has a function by that name
-    monkeypatch.setattr(module, "Fork", lambda module, share_frozen: Fork(module))
+    monkeypatch.setattr("slt_callbacks.measuring.preparation.Fork", lambda module, share_frozen: Fork(module))
     assert "weights" in compare(CASES["a frozen teacher that the training step moves"], tmp_path).different
 
 

@@ -121,8 +121,8 @@ def take_steps(engine: Any, num_chains: int, num_steps: int = 5) -> None:
     objective = engine.objective
     chains = make_chains(SamplerConfig(num_chains=num_chains), objective.fork.device, seed=0, step=0)
     for group in engine.groups(chains):
-        for points in engine.advance(group, num_steps, keep=True):
-            for point in points:
+        for halt in engine.advance(group, num_steps, keep=True):
+            for point in halt.points:
                 objective.excess(point.losses, point.samples)
 
 

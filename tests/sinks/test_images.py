@@ -10,12 +10,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
-from slt_callbacks import FileSink, Influence, LossKernel, Measurement, MemorySink, WandbSink
+from slt_callbacks import FileSink, Influence, LossKernel, Measurement, MemorySink, WandbSink, estimate
 from slt_callbacks.figures.images import correlation_map
-from slt_callbacks.observables.picture import Picture
-from slt_callbacks.sinks.base import Publication, publish_media
+from slt_callbacks.observables.media import Media, Picture
+from slt_callbacks.sinks.base import Publication
 from tests.sinks.test_sinks import offline_logger, records
-from tests.training import data, fit, monitor
+from tests.training import QUICK, Regression, data, fit, monitor, square_error
 
 
 def colour(image: Image.Image, x: int, y: int) -> Any:
@@ -76,8 +76,9 @@ PICTURE = Picture(torch.diag(torch.tensor([1.0, -1.0])), "two samples")
 MATRICES = {"kernel/correlation": PICTURE.matrix.double(), "kernel/order": torch.tensor([1, 0])}
 
 
-def publication(step: int, **media: Any) -> Publication:
-    return Publication(Measurement(step, {}), {"slt/step": step}, log_step=step - 1, **media)
+def publication(step: int, events: Any = (), **media: Any) -> Publication:
+    measurement = Measurement(step, {}, media=Media(**media))
+    return Publication(measurement, {"slt/step": step}, log_step=step - 1, events=events)
 
 
 class TestFileSink:
@@ -136,8 +137,12 @@ class TestFileSink:
 
 
 def test_a_failed_measurement_has_no_media() -> None:
-    failed = Measurement(1, {"kernel": {"events": [{"a": 1}]}}, error="diverged")
-    assert publish_media(failed, {"kernel": LossKernel()}) == {}
+    def broken(module: Any, batch: Any) -> torch.Tensor:
+        return square_error(module, batch) * math.nan
+
+    with pytest.warns(UserWarning, match="not finite"):
+        failed = estimate(Regression(), data(), broken, observables={"kernel": LossKernel()}, sampler=QUICK)
+    assert failed.media == Media()
 
 
 def observed() -> dict[str, Any]:

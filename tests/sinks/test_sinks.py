@@ -12,10 +12,10 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from slt_callbacks import LoggerSink, Measurement, MemorySink, Sink, WandbSink
-from slt_callbacks.sinks.base import Publication, publish_scalars
+from slt_callbacks.sinks.base import Publication
 
 MEASUREMENT = Measurement(8, {"llc": {"mean": 1.5, "per_chain": [1, 2]}, "health": {"failed_chains": 0}})
-PUBLICATION = Publication(MEASUREMENT, publish_scalars(MEASUREMENT), log_step=7)
+PUBLICATION = Publication(MEASUREMENT, MEASUREMENT.logged(), log_step=7)
 
 
 def offline_logger(path: Path, monkeypatch: pytest.MonkeyPatch) -> WandbLogger:
@@ -48,7 +48,7 @@ def test_only_numbers_are_scalars_and_the_step_is_among_them() -> None:
 
 
 def test_nan_is_a_number_that_is_published() -> None:
-    assert math.isnan(publish_scalars(Measurement(1, {"llc": {"mean": math.nan}}))["slt/llc/mean"])
+    assert math.isnan(Measurement(1, {"llc": {"mean": math.nan}}).logged()["slt/llc/mean"])
 
 
 def test_the_csv_logger_gets_the_scalars_under_the_step_of_the_training_metrics(tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""One training run under watch: from a due measurement to what is told of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from slt_callbacks.basics.errors import LossFnError, RankFailedError, is_loss_fn_error
+from slt_callbacks.basics.keys import PREFIX
+from slt_callbacks.basics.notices import Notices
+from slt_callbacks.callbacks.account import Account
+from slt_callbacks.callbacks.arguments import Asked, is_fast_dev_run
+from slt_callbacks.callbacks.budget import Budget
+from slt_callbacks.callbacks.information import shown_by_lightning
+from slt_callbacks.callbacks.outbox import Outbox
+from slt_callbacks.callbacks.progress import measurement_progress
+from slt_callbacks.callbacks.samples import Samples
+from slt_callbacks.executors.inline import InlineExecutor
+from slt_callbacks.observables.media import Media
+from slt_callbacks.recording.guard import Guard
+from slt_callbacks.recording.history import remembered
+from slt_callbacks.sinks.defaults import default_sinks
+from slt_callbacks.weights.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from slt_callbacks.executors.base import Executor
+    from slt_callbacks.measuring.estimator import Estimator
+    from slt_callbacks.measuring.measurement import Measurement
+    from slt_callbacks.sinks.base import Publication, Sink
+
+_WITHOUT = "Checkpoints go without the {}, because a `state_dict`"
+
+
+class Run:
+    """What a monitor knows of one run, and the way of its measurements: guard, fork, measure, record, tell.
+
+    Args:
+        asked: The monitor's arguments.
+
+    Attributes:
+        trigger: When a measurement is due.
+        story: History, detectors and events.
+        samples: The reference set, or how far it is.
+        outbox: What Lightning has still to be told.
+        begun: Training step and log step of a measurement that is under way, or was cut short; None without one.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._notices = Notices(_warn)
+        self._guard = Guard(self._notices, asked.seed)
+        self.trigger = asked.when.trigger(self._guard, asked.seed)
+        self._account = Account(Budget(asked.max_overhead), asked.between.checkpoint_chains)
+        self.story = asked.story(self._notices, self._guard)
+        self.samples = Samples(asked, self._notices, self._go_on)
+        self.outbox = Outbox({*asked.observables, "health", "cost"})
+        self.begun: list[int] | None = None
+        self._resumed: dict[str, Any] = {}  # a checkpoint's state, until there is an estimator to go on with it
+        self._executor: Executor | None = None
+        self._submitted: dict[int, _Submitted] = {}  # what is being measured, by training step
+        self._last_step: int | None = None  # of the last measurement in this process
+
+    def open(self, trainer: pl.Trainer, pl_module: pl.LightningModule | None = None) -> None:
+        """There is a reference set: try the loss on the module, if one is given, and begin to tell.
+
+        Raises:
+            MisconfigurationException: If nothing can be measured, unless it is the user's own loss that raises: that
+                may mend itself.
+        """
+        estimator = self.samples.estimator
+        if estimator is None:
+            return
+        if pl_module is not None:
+            self._check(estimator, pl_module)
+        self._executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
+        self._executor.open(estimator)
+        if trainer.is_global_zero:
+            sinks = _sinks_of(trainer) if self._asked.sinks is None else self._asked.sinks
+            self.story.open(sinks, trainer.loggers, self._told(estimator))
+
+    def start(self, trainer: pl.Trainer) -> None:
+        """Training begins, or goes on: the clock runs, and Lightning hears of what was measured before."""
+        self._account.start(trainer.global_step)
+        last = next((one for one in reversed(self.story.everything) if not one.failed), None)
+        self.outbox.start({} if last is None else last.logged())
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log_step: int, on_step: bool | None) -> None:
+        """Guard, measure, record. Rank 0 decides; all ranks share the chains, and get rank 0's record.
+
+        Args:
+            trainer: At the step to be measured.
+            pl_module: The live module.
+            log_step: Step under which Lightning logs the training metrics of the same batch.
+            on_step: As Lightning's ``log`` takes it; None where Lightning cannot be told yet.
+        """
+        estimator, executor = self.samples.estimator, self._executor
+        if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or executor is None or estimator is None:
+            return
+        step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected_steps
+        self.begun, self._last_step = [step, log_step], step
+        with self._guard.world(step), shown_by_lightning():
+            taken = self._guard(executor, "submit", Snapshot(step, pl_module))
+        self._submitted[step] = _Submitted(log_step, expected, time.perf_counter() - start)
+        if not taken:
+            failed = estimator.failed(step, f"{type(executor).__name__} does not take it")
+            self._record_all([failed], trainer, pl_module, on_step)
+        self.receive(trainer, pl_module, on_step)
+
+    def receive(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool | None) -> None:
+        """Record what has been finished since, at the step of its fork."""
+        if self._submitted and self._executor is not None:
+            self._record_all(self._guard.ask(self._executor.poll, []), trainer, pl_module, on_step)
+
+    def finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, wait: bool) -> None:
+        """Training has ended: the rest is recorded, waited for or not, and the whole story told."""
+        if self._submitted and self._executor is not None:
+            rest = self._executor.drain if wait else self._executor.poll
+            self._record_all(self._guard.ask(rest, []), trainer, pl_module, on_step=None)
+        self.story.finish()
+
+    def close(self) -> None:
+        """End the executor and the sinks."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            self._guard(executor, "close")
+        self.story.close()
+
+    def state_dict(self, version: int) -> dict[str, Any]:
+        """What a resumed run needs; builtins and tensors only."""
+        estimator = self.samples.estimator
+        if estimator is None:
+            return self._resumed
+        chains = self._asked.between.checkpoint_chains
+        return {
+            "version": version,
+            "last_step": self.trigger.last_step,
+            "skipped": self._account.budget.skipped,
+            "begun": self.begun,
+            "estimator": self._guard.ask(partial(estimator.state_dict, chains), None, _WITHOUT.format("chains")),
+            "watch": self._guard.ask(
+                self.story.state_dict, self._asked.unused_detectors, _WITHOUT.format("events and the detectors")
+            ),
+            "curve": self.story.curve(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.trigger.last_step = state["last_step"]
+        self._account.budget.skipped = state["skipped"]
+        self.begun = state.get("begun")
+        before = [remembered(*point) for point in state["curve"]]
+        self.story = self._asked.story(self._notices, self._guard, state["watch"], before)
+        self._resumed = state
+        if self.samples.estimator is not None:
+            self._go_on(self.samples.estimator)
+
+    def _go_on(self, estimator: Estimator) -> None:
+        """Chains and observables go on where a checkpoint has left them."""
+        resumed, self._resumed = self._resumed.get("estimator"), {}
+        if resumed is not None and not estimator.load_state_dict(resumed):
+            self.story.mark_break()
+
+    def _check(self, estimator: Estimator, pl_module: pl.LightningModule) -> None:
+        try:
+            with shown_by_lightning():
+                estimator.check(pl_module)
+        except (LossFnError, RankFailedError, TypeError, ValueError) as error:
+            if self._asked.loss_fn is None or not is_loss_fn_error(error):
+                raise MisconfigurationException(f"SLTMonitor: {error}") from error
+            self._notices.once(f"Every measurement will fail until this is mended: {error}")
+
+    def _goes_ahead(self, trainer: pl.Trainer) -> bool:
+        """Whether a due measurement takes place; one that the budget forbids is counted."""
+        estimator = self.samples.estimator
+        again = self._last_step is not None and (self._last_step == trainer.global_step or is_fast_dev_run(trainer))
+        return estimator is not None and not again and self._account.allows(estimator.expected_steps)
+
+    def _record_all(
+        self,
+        measurements: Iterable[Measurement],
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        on_step: bool | None,
+    ) -> None:
+        for measurement in measurements:
+            submitted = self._submitted.pop(measurement.step, None)
+            if submitted is None:
+                self._notices.once(f"A measurement of step {measurement.step}, for which nobody asked, is left out.")
+                continue
+            with self._guard.world(measurement.step):
+                made = _shared(trainer, self._charged(measurement, submitted))
+                start = time.perf_counter()
+                self.begun = None if not self._submitted else self.begun
+                publication = self.story.record(made, submitted.log_step)
+                self._tell(publication, trainer, pl_module, on_step)
+                self._account.budget.add(time.perf_counter() - start)
+            if self.samples.estimator is not None:
+                self._account.tell(trainer, self.trigger, self.samples.estimator, made)
+
+    def _charged(self, measurement: Measurement, submitted: _Submitted) -> Measurement:
+        """Pay for it; one that has failed is told once a kind of error, for the texts may differ."""
+        if measurement.error is not None:
+            message = f"The measurement at step {measurement.step} failed: {measurement.error}."
+            self._notices.once(message, measurement.error.partition(":")[0])
+        num_failed = sum(one.failed for one in (*self.story.everything, measurement))
+        return self._account.charge(measurement, submitted.blocked, submitted.expected_steps, num_failed)
+
+    def _tell(
+        self, publication: Publication, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool | None
+    ) -> None:
+        """Lightning, and whoever reacts to events; the sinks have been told."""
+        self.outbox.put(publication.scalars)
+        if on_step is not None:
+            self.outbox.tell(pl_module, on_step)
+        for event in publication.news:
+            for reaction in self._asked.reactions:
+                self._guard(reaction, "__call__", trainer, pl_module, event)
+
+    def _told(self, estimator: Estimator) -> dict[str, Any]:
+        """The settings, in builtins, for the run's config."""
+        return {
+            **estimator.settings.told(),
+            "observables": sorted(self._asked.observables),
+            "persistent_chains": self._asked.between.persistent_chains,
+            "max_overhead": self._account.budget.max_overhead,
+            "detectors": self.story.detectors,
+        }
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A measurement that has been asked for: where to log it, and what it was expected to take and has blocked."""
+
+    log_step: int
+    expected_steps: int
+    blocked: float
+
+
+def _shared(trainer: pl.Trainer, measurement: Measurement) -> Measurement:
+    """Rank 0's record, on every rank; the pictures stay with it, for nobody else shows them."""
+    if trainer.world_size == 1:
+        return measurement
+    shared: Measurement = trainer.strategy.broadcast(replace(measurement, media=Media()))
+    return replace(shared, media=measurement.media) if trainer.is_global_zero else shared
+
+
+def _sinks_of(trainer: pl.Trainer) -> list[Sink]:
+    """The default: neither a barebones trainer nor one that tries every line once leaves anything behind."""
+    has_folder = any(getattr(logger, "save_dir", None) for logger in trainer.loggers)
+    folder = None if has_folder else Path(trainer.default_root_dir) / PREFIX
+    return default_sinks(folder, files=not (trainer.barebones or is_fast_dev_run(trainer)))
+
+
+def _warn(message: str) -> None:
+    rank_zero_warn(message, category=UserWarning)

@@ -1,0 +1,159 @@
+"""From the live module to the losses of a measurement: fork, try the loss once, and ask as observables want."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from slt_callbacks.basics.ranks import Exchange
+from slt_callbacks.data.batches import Batch, map_leaves
+from slt_callbacks.data.reference import ReferenceSet
+from slt_callbacks.losses.functions import LossFn, check_loss_fn, resolve_loss
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.losses.probes import Probe, split_from
+from slt_callbacks.losses.rehearsal import Rehearsal
+from slt_callbacks.losses.tokens import TokenObjective
+from slt_callbacks.observables.panel import Panel
+from slt_callbacks.sampling.config import SamplerConfig
+from slt_callbacks.weights.fork import Fork
+
+_log = logging.getLogger(__name__)
+
+
+class Preparation:
+    """Makes the objective of a measurement, and the probes of its observables, from the live module.
+
+    Args:
+        reference: The reference set.
+        loss_fn: The user's, or None.
+        panel: Says what observables ask for.
+        config: Says how many samples a step and a forward pass take.
+        exchange: The processes of the run; rank 0's buffers are everybody's.
+
+    Example:
+        >>> from slt_callbacks.basics.ranks import Alone
+        >>> from slt_callbacks.data.drawing import draw_reference
+        >>> reference, loss_fn = draw_reference([torch.ones(4, 2)]), lambda net, x: net(x).square().mean(1)
+        >>> preparation = Preparation(reference, loss_fn, Panel(None), SamplerConfig(), Exchange(Alone()))
+        >>> preparation.objective(nn.Linear(2, 1)).losses().shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self, reference: ReferenceSet, loss_fn: LossFn | None, panel: Panel, config: SamplerConfig, exchange: Exchange
+    ) -> None:
+        check_loss_fn(loss_fn)
+        self._reference = reference
+        self._loss_fn = loss_fn
+        self._panel = panel
+        self._config = config
+        self._exchange = exchange
+        self._block_size = config.block_size
+        self._per_sample: bool | None = None  # None: the loss has not been tried yet
+        self._singles_at_once = False
+        self._queries = {
+            key: split_from(samples, reference) if panel.reference_losses else (samples, None)
+            for key, samples in panel.queries.items()
+        }
+
+    def try_again(self) -> None:
+        """Try the loss at the next objective, as at the first."""
+        self._per_sample = None
+
+    def halve_block(self) -> int | None:
+        """Half the samples of a forward pass, once in a run; None where they have been halved, or are one."""
+        if self._block_size != self._config.block_size:
+            return None
+        sizes = (len(self._reference), self._config.batch_size, self._block_size)
+        smaller = min(size for size in sizes if size) // 2 or None
+        self._block_size = smaller or self._block_size
+        return smaller
+
+    def objective(self, module: nn.Module) -> Objective:
+        """Fork the module, and try the loss the first time.
+
+        Raises:
+            TypeError: As `Fork`, `resolve_loss` and `check_loss`.
+            ValueError: Likewise.
+        """
+        # A loss function was written for this and only reads; a training step may keep a running average of weights.
+        fork = Fork(module, share_frozen=self._loss_fn is not None)
+        self._share_buffers(fork)
+        loss_fn = resolve_loss(self._loss_fn, module)
+        if self._per_sample is None:
+            self._per_sample = self._rehearse(fork, loss_fn)
+            fork.reset()
+        return self._asked(Objective, fork, _on_copies(loss_fn), self._reference, self._config.batch_size)
+
+    def probes(self, objective: Objective) -> dict[str, Probe]:
+        """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
+        fork, loss_fn = objective.fork, objective.loss_fn
+        probes = {}
+        for key, (samples, places) in self._queries.items():
+            asked = None if samples is None else self._asked(Objective, fork, loss_fn, samples)
+            probes[key] = Probe(asked, None if places is None else places.to(fork.device))
+        for key in self._panel.reference_tokens:
+            probes[key] = Probe(self._asked(TokenObjective, fork, loss_fn, self._reference))
+        return probes
+
+    def _asked(
+        self,
+        kind: type[Objective],
+        fork: Fork,
+        loss_fn: LossFn,
+        samples: ReferenceSet,
+        batch_size: int | None = None,
+    ) -> Objective:
+        return kind(fork, loss_fn, samples, bool(self._per_sample), batch_size, self._block_size, self._singles_at_once)
+
+    def _share_buffers(self, fork: Fork) -> None:
+        """Ranks train on batches of their own, so BatchNorm's averages differ: rank 0's are those of a checkpoint."""
+        if self._exchange.size > 1:
+            fork.set_buffers(self._exchange.first([buffer.cpu() for buffer in fork.buffers()]))
+
+    def _rehearse(self, fork: Fork, loss_fn: LossFn) -> bool:
+        """Try the loss in every way in which it will be asked; returns whether it gives one a sample."""
+        rehearsal, panel = Rehearsal(fork, loss_fn, self._reference), self._panel
+        per_sample = rehearsal.samples()
+        samples_wanted = bool(panel.reference_losses or panel.queries)
+        if not per_sample and self._loss_fn is not None and (samples_wanted or panel.reference_tokens):
+            raise ValueError(
+                "Expected `loss_fn` to return one loss a sample, shape (B,), for the loss kernel or influence, but got "
+                'a scalar: use reduction="none" and average over all but the first dimension.'
+            )
+        for key, queries in panel.queries.items():
+            rehearsal.queries(key, queries)
+        if panel.reference_tokens:
+            panel.check_tokens(rehearsal.tokens())
+        if not per_sample and samples_wanted:
+            self._singles_at_once = rehearsal.singles_at_once()
+            _log.info(
+                "The loss comes as a mean, and observables need one a sample: it is asked about batches of one, %s. A "
+                "method `per_sample_loss(batch)` of the module, or a `loss_fn`, that returns one loss a sample costs "
+                "less.",
+                "all at once" if self._singles_at_once else "in a loop",
+            )
+        return per_sample
+
+
+def means_at_fork(objective: Objective, probes: Mapping[str, Probe]) -> dict[str, float]:
+    """Mean of the losses that each observable asks for at w*, where the fork has to be."""
+    known = objective.at_fork
+    if not objective.per_sample and any(probe.places is not None for probe in probes.values()):
+        known = objective.sample_losses()
+    return {
+        key: float(probe.losses(lambda asked: [asked.sample_losses()], [known])[0].mean())
+        for key, probe in probes.items()
+    }
+
+
+def _on_copies(loss_fn: LossFn) -> LossFn:
+    """The batch may be the kept reference set itself, where whatever a loss function writes would stay."""
+
+    def on_copies(module: nn.Module, batch: Batch) -> torch.Tensor:
+        return loss_fn(module, map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, batch))
+
+    return on_copies

@@ -1,0 +1,66 @@
+"""The fork as an observable without chains sees it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from slt_callbacks.data.batches import Batch
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.observables.base import ReferencePoint
+from slt_callbacks.weights.copies import twin_of
+
+
+class ForkView:
+    """A private copy of the module at w*, to be read, run and even moved: all is put back after every observable.
+
+    Args:
+        objective: The losses of the reference set; its fork is what is looked at.
+        point: What is known of w*.
+
+    Attributes:
+        point: What is known of w*: training step, loss, losses, rows of the samples.
+        module: A copy of its own for this observable, in eval mode, on the weights of the fork: hooks stay with it.
+        parameters: The trainable parameters, to be moved in place under ``torch.no_grad()``.
+
+    Example:
+        >>> from slt_callbacks.data.drawing import draw_reference
+        >>> from slt_callbacks.weights.fork import Fork
+        >>> loss_fn = lambda module, batch: module(batch)[:, 0].square()
+        >>> objective = Objective(Fork(nn.Linear(1, 1)), loss_fn, draw_reference([torch.ones(2, 1)]))
+        >>> none = torch.empty(0)
+        >>> view = ForkView(objective, ReferencePoint(0, 1.0, none, none, 1.0, 0.0, 1, 1))
+        >>> with torch.no_grad():
+        ...     for parameter in view.parameters:
+        ...         _ = parameter.zero_()
+        >>> view.loss()
+        0.0
+    """
+
+    def __init__(self, objective: Objective, point: ReferencePoint) -> None:
+        self._objective = objective
+        self.point = point
+        self.parameters = objective.fork.parameters
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """See the class."""
+        return twin_of(self._objective.fork.module)
+
+    def batches(self) -> list[Batch]:
+        """The reference samples on the device of the module, in as many batches as one forward pass may take."""
+        return [batch for batch, _ in self._objective.batches()]
+
+    def loss(self) -> float:
+        """Mean loss over the reference set at the present weights."""
+        return float(self._objective.losses().mean())
+
+    def losses(self) -> torch.Tensor:
+        """One loss a reference sample ``(N,)`` at the present weights."""
+        return self._objective.sample_losses()
+
+    def reset(self) -> None:
+        """Put weights and buffers back to w*."""
+        self._objective.fork.reset()

@@ -1,0 +1,155 @@
+"""One observable at work: every verb it may be asked for, whichever of them it has left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from slt_callbacks.basics.plain import as_number
+from slt_callbacks.data.drawing import Reference, draw_reference
+from slt_callbacks.data.reference import ReferenceSet
+from slt_callbacks.observables.base import ForkObservable, Observable, ReferencePoint
+from slt_callbacks.observables.fork_view import ForkView
+from slt_callbacks.observables.media import Picture
+from slt_callbacks.observables.needs import needs_of
+from slt_callbacks.sampling.draws import Draw
+
+
+class Member:
+    """An observable under its key.
+
+    Args:
+        key: Its own.
+        observable: An `Observable`, a `ForkObservable`, or both.
+
+    Attributes:
+        key: As given.
+        observable: As given.
+        needs: What it declares.
+        reads_draws: Whether it is a statistic of draws.
+        reads_fork: Whether it looks at the fork.
+        queries: The samples that it brings, or None.
+
+    Raises:
+        TypeError: If its queries are nothing to draw samples from.
+        ValueError: If they are empty or not finite.
+
+    Example:
+        >>> class Count:
+        ...     def reset(self, reference):
+        ...         self.count = 0
+        ...     def update(self, draw):
+        ...         self.count += 1
+        ...     def compute(self):
+        ...         return {"count": self.count}
+        >>> member, none = Member("own", Count()), torch.empty(0)
+        >>> member.reset(ReferencePoint(0, 1.0, none, none, 1.0, 0.0, num_chains=2, num_draws=1))
+        >>> for chain in (0, 1):
+        ...     member.update(Draw(chain, 0, None, none, none, none))
+        >>> member.end_chains({1})  # its draws were held back, and are forgotten
+        >>> member.compute()
+        {'count': 1}
+    """
+
+    def __init__(self, key: str, observable: Any) -> None:
+        self.key = key
+        self.observable = observable
+        self.needs = needs_of(observable)
+        self.reads_draws = isinstance(observable, Observable)
+        self.reads_fork = isinstance(observable, ForkObservable)
+        self.queries = None if self.needs.queries is None else _draw_queries(key, self.needs.queries)
+        self._held: list[Draw] = []
+        self._seen: dict[str, Any] = {}  # what the fork has shown
+
+    def check(self, reference: ReferenceSet) -> None:
+        """Let it refuse samples that it cannot work with."""
+        if self._has("check"):
+            self.observable.check(reference, self.queries)
+
+    def check_tokens(self, num_tokens: int) -> None:
+        """Let it refuse so many tokens."""
+        if self._has("check_tokens"):
+            self.observable.check_tokens(num_tokens)
+
+    def reset(self, point: ReferencePoint) -> None:
+        """Start a measurement; it is told its key and its queries."""
+        self._held = []
+        if self.reads_draws:
+            rows = torch.empty(0, dtype=torch.int64) if self.queries is None else self.queries.indices
+            self.observable.reset(replace(point, key=self.key, query_indices=rows))
+
+    def inspect(self, fork: ForkView) -> None:
+        """Let it look at the fork."""
+        self._seen = dict(self.observable.inspect(fork))
+
+    def forget_fork(self) -> None:
+        """What it has seen there is no longer of use."""
+        self._seen = {}
+
+    def update(self, draw: Draw) -> None:
+        """Take one draw; one that could not be taken back is held back until its chain has ended well."""
+        if not self.reads_draws:
+            return
+        if self._has("discard"):
+            self.observable.update(draw)
+        else:
+            self._held.append(draw)
+
+    def end_chains(self, failed: set[int]) -> None:
+        """The chains whose draws came since the last call have ended; some of them failed."""
+        if self.reads_draws and self._has("discard"):
+            for chain in sorted(failed):
+                self.observable.discard(chain)
+        for draw in self._held:
+            if draw.chain not in failed:
+                self.observable.update(draw)
+        self._held = []
+
+    def compute(self) -> dict[str, Any]:
+        """The result, single numbers as builtins."""
+        result = self.observable.compute() if self.reads_draws else {}
+        return {name: as_number(value) for name, value in {**result, **self._seen}.items()}
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Its state, if it has one."""
+        return self.observable.state_dict() if self._has("state_dict") else None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on where `state_dict` was taken."""
+        if self._has("load_state_dict"):
+            self.observable.load_state_dict(state)
+
+    def pictures(self, result: Mapping[str, Any]) -> dict[str, Picture]:
+        """What it shows of a result, by key."""
+        return self._named(self.observable.images(result)) if self._has("images") else {}
+
+    def matrices(self, result: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """What of a result belongs into a file, by key."""
+        return self._named(self.observable.matrices(result)) if self._has("matrices") else {}
+
+    def tables(self, result: Mapping[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """Lists of dicts in a result, by key."""
+        lists = {name: value for name, value in result.items() if isinstance(value, list) and value}
+        return self._named({name: rows for name, rows in lists.items() if isinstance(rows[0], Mapping)})
+
+    def _named(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{self.key}/{name}": value for name, value in content.items()}
+
+    def _has(self, verb: str) -> bool:
+        return hasattr(self.observable, verb)
+
+
+def keys_with_matrices(observables: Mapping[str, Any]) -> set[str]:
+    """Keys of those whose results hold matrices, which weigh more than numbers."""
+    return {key for key, observable in observables.items() if hasattr(observable, "matrices")}
+
+
+def _draw_queries(key: str, queries: Reference) -> ReferenceSet:
+    try:
+        return draw_reference(queries)
+    except (TypeError, ValueError) as error:
+        message = str(error).replace("`reference`", "`queries`")
+        raise type(error)(f"observables[{key!r}]: {message}") from error

@@ -1,0 +1,46 @@
+"""What an observable asks of a measurement, declared in one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from slt_callbacks.data.drawing import Reference
+from slt_callbacks.observables.labels import Labels
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an observable of draws asks for beside the losses that the SGLD steps compute anyway.
+
+    Attributes:
+        reference_losses: The losses of the whole reference set in every draw, whatever the minibatch.
+        reference_tokens: The loss of every token ``(N * T,)`` in ``draw.query_losses`` under the observable's key.
+        queries: Samples of its own, whatever a monitor takes as `reference`: their losses in every draw, likewise.
+        rows: A data set with rows, to which what it was given belongs, such as labels: first batches have none.
+    """
+
+    reference_losses: bool = False
+    reference_tokens: bool = False
+    queries: Reference | None = None
+    rows: bool = False
+
+
+def needs_of(observable: Any) -> Needs:
+    """What an observable declares as ``needs``, or as attributes with the names of the record's fields.
+
+    Example:
+        >>> class WantsAll:
+        ...     reference_losses = True
+        >>> needs_of(WantsAll()).reference_losses
+        True
+    """
+    declared = getattr(observable, "needs", None)
+    if isinstance(declared, Needs):
+        return declared
+    return Needs(
+        reference_losses=bool(getattr(observable, "reference_losses", False)),
+        reference_tokens=bool(getattr(observable, "reference_tokens", False)),
+        queries=getattr(observable, "queries", None),
+        rows=isinstance(getattr(observable, "labels", None), Labels),
+    )
