@@ -36,7 +36,7 @@ THIRD_PARTY = {
     "observables": {"scipy"},
     "figures": {"PIL", "matplotlib"},
     "sinks": {"wandb", "wandb_workspaces", "PIL"},
-    "replay": {"tqdm"},
+    "replay": {"tqdm", "jsonargparse"},
     "callbacks": {"lightning", "lightning_utilities"},
 }
 

@@ -101,7 +101,7 @@ def test_the_line_to_copy_is_python_and_means_the_recommendation(found: Calibrat
 
     copied: Any = eval(found.line(), {"SamplerConfig": SamplerConfig, "SGLD": SGLD})
     assert copied.localization == found.recommended.localization  # type: ignore[union-attr]
-    assert copied.num_draws == LONG.num_draws
+    assert (copied.num_draws, copied.engine) == (LONG.num_draws, LONG.engine)
     assert copied.dynamics.step_size == pytest.approx(found.recommended.dynamics.step_size, rel=0.01)  # type: ignore[union-attr]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -87,10 +87,10 @@ class Calibration:
             told = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items())
             return f"No setting is sound ({told}): try a larger `localization`, or a longer burn-in and more draws."
         found = self.recommended
+        always = {name: getattr(found, name) for name in ("num_chains", "num_draws", "num_burnin_steps", "batch_size")}
         return (
             f"SamplerConfig(SGLD(step_size={found.dynamics.step_size:.3g}), nbeta={found.nbeta:.4g}, "
-            f"localization={found.localization:g}, num_chains={found.num_chains}, num_draws={found.num_draws}, "
-            f"num_burnin_steps={found.num_burnin_steps}, batch_size={found.batch_size})"
+            f"localization={found.localization:g}, {_written(always | _changed(found, always))})"
         )
 
 
@@ -179,6 +179,17 @@ def calibrate(
     if best is not None:
         recommended = replace(config, dynamics=SGLD(best.step_size), nbeta=best.nbeta, localization=best.localization)
     return Calibration(tuple(points), recommended, config)
+
+
+def _changed(config: SamplerConfig, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a reader has to know of beside those told: the ones that are not the defaults."""
+    default = SamplerConfig()
+    others = [item.name for item in fields(config) if item.name not in ("dynamics", "nbeta", "localization", *told)]
+    return {name: getattr(config, name) for name in others if getattr(config, name) != getattr(default, name)}
+
+
+def _written(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def _steps(estimator: Estimator, module: nn.Module) -> list[float]:
