@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
 
 from slt_callbacks.data.drawing import Reference
 from slt_callbacks.data.reference import ReferenceSet
+from slt_callbacks.observables.families import after, families_of, statistics
+from slt_callbacks.observables.groups import Groups, groups_of
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
 from slt_callbacks.observables.media import Picture
 from slt_callbacks.observables.pairs import Snapshot, SnapshotObservable, check_entries, matrix_of
-from slt_callbacks.observables.shifts import Course, Turns, cosine, follow
+from slt_callbacks.observables.shifts import cosine
 from slt_callbacks.sampling.draws import Draw
-from slt_callbacks.stats.intervals import moderated_variance, sign_quantile
-from slt_callbacks.stats.moments import ChainSummary, Moments, Spread
-
-_MOST_EVENTS = 20  # rows of the table of movers
-_MOST_GROUPS = 100  # logged one by one: ten classes against ten
-# A turn is a difference to the most extreme of all measurements before; runs have some hundred.
-_COMPARED_WITH = 100
-# Fisher's z of a correlation of 1 is infinite; beyond this one the sign is beyond doubt.
-_STRONGEST = 0.999
+from slt_callbacks.stats.moments import ChainSummary
 
 
 class Influence(SnapshotObservable):
@@ -184,18 +178,10 @@ class Influence(SnapshotObservable):
         self.query_order = state["query_order"] if self._given_query_order is None else self._given_query_order
 
     def _statistic(self) -> Any:
-        return self._of_chain
-
-    def _of_chain(self, chain: Moments) -> torch.Tensor:
-        """What each chain has an opinion on: Fisher's z of every pair, then the group means."""
-        correlation = chain.correlation()
-        groups = self._group_means(correlation)
-        z = correlation.clamp(-_STRONGEST, _STRONGEST).atanh().flatten()
-        return z if groups is None else torch.cat([z, groups.flatten()])
+        return partial(statistics, groups=self._groups())
 
     def _summarize(self, summary: ChainSummary, last: Snapshot | None) -> tuple[dict[str, Any], Snapshot]:
-        correlation = summary.pooled.correlation()
-        groups = self._group_means(correlation)
+        correlation, groups, spread = summary.pooled.correlation(), self._groups(), summary.spread
         result: dict[str, Any] = {
             "bif": -summary.pooled.covariance().cpu(),
             "correlation": correlation.cpu(),
@@ -203,152 +189,34 @@ class Influence(SnapshotObservable):
             "within_correlation": summary.within.correlation().cpu(),
             "shift": math.nan if last is None else 1 - cosine(correlation, last["correlation"]),
         }
-        levels = self._levels(summary)
-        courses, turns = self._follow(levels, summary.spread, last)
-        # Single precision here as in a checkpoint, so that a resumed run compares with the same numbers.
-        snapshot = {"correlation": correlation.float()} | courses
-        snapshot |= {f"{kind}level": level.float() for kind, level in levels.items()}
-        result |= {f"{kind}{what}": _count(turns.get(kind), what) for kind in levels for what in _COUNTED}
-        result["sign_flips"] = result.pop("flips")
-        if groups is not None:
-            result |= {"group_means": groups.cpu()} | self._group_scalars(groups)
-        result["events"] = self._events(snapshot, last, turns) if last is not None else []
-        return result, snapshot
+        values = statistics(summary.within, groups) if spread is None else spread.mean
+        families = families_of(self._point.indices, self._point.query_indices, groups)
+        state, counts, events = after(families, values, spread, last)
+        result |= counts
+        result["sign_flips"] = result.pop("sign_flips")  # where its column stands in the table of a replay
+        if groups.labelled:
+            means = groups.means(correlation)
+            result |= {"group_means": means.cpu()} | groups.scalars(means)
+        return result | {"events": events}, {"correlation": correlation.float()} | state
 
-    def _levels(self, summary: ChainSummary) -> dict[str, torch.Tensor]:
-        """What is followed over the measurements, flat: z of the pairs under "", and means of the groups."""
-        mean = self._of_chain(summary.within) if summary.spread is None else summary.spread.mean
-        return {kind: mean[part] for kind, part in self._parts().items()}
-
-    def _parts(self) -> dict[str, slice]:
-        """Where each kind of statistic stands in what `_of_chain` gives."""
-        num_pairs = len(self._point.indices) * len(self._point.query_indices)
-        pairs = {"": slice(num_pairs)}
-        return pairs | {"group_": slice(num_pairs, None)} if self.labels or self._query_labels else pairs
-
-    def _follow(
-        self, levels: Mapping[str, torch.Tensor], spread: Spread | None, last: Snapshot | None
-    ) -> tuple[Snapshot, dict[str, Turns]]:
-        """The course of pairs and of groups after this measurement, and what it showed of each."""
-        courses: Snapshot = {}
-        turns: dict[str, Turns] = {}
-        for kind, part in self._parts().items():
-            before = _course_from(last, kind, len(levels[kind]))
-            if spread is None or spread.count < 2:  # one chain cannot tell: what was certain stays so
-                course = before
-            else:
-                variance, degrees = moderated_variance(spread.variance()[part], spread.count - 1)
-                error = (variance / spread.count).sqrt()
-                limits = (sign_quantile(len(error) * times, degrees) for times in (1, _COMPARED_WITH))
-                course, turned = follow(before, levels[kind], error, *limits)
-                turns |= {} if turned is None else {kind: turned}
-            courses |= {} if course is None else {f"{kind}{name}": value for name, value in course.tensors().items()}
-        return courses, turns
-
-    def _codes(self) -> tuple[torch.Tensor, list[str], torch.Tensor, list[str]]:
-        """Class numbers and names of reference samples and of queries; a side without labels is one class."""
-        rows, queries = self._point.indices, self._point.query_indices
-        return (
-            self.labels.of(rows) if self.labels else torch.zeros_like(rows),
-            self.labels.names if self.labels else ["all"],
-            self._query_labels.of(queries) if self._query_labels else torch.zeros_like(queries),
-            self._query_labels.names if self._query_labels else ["all"],
-        )
-
-    def _group_means(self, correlation: torch.Tensor) -> torch.Tensor | None:
-        """Mean correlation by label ``(A, B)``; NaN for a class with no sample; None without labels."""
-        if not (self.labels or self._query_labels):
-            return None
-        rows, row_names, columns, column_names = self._codes()
-        left = torch.nn.functional.one_hot(rows, len(row_names)).to(correlation)
-        right = torch.nn.functional.one_hot(columns, len(column_names)).to(correlation)
-        return left.mT @ correlation @ right / (left.sum(0)[:, None] * right.sum(0)[None, :])
-
-    def _group_scalars(self, groups: torch.Tensor) -> dict[str, float]:
-        _, row_names, _, column_names = self._codes()
-        if groups.numel() > _MOST_GROUPS:
-            return {}
-        return {
-            f"group/{a}_to_{b}": value
-            for a, row in zip(row_names, groups.tolist(), strict=True)
-            for b, value in zip(column_names, row, strict=True)
-        }
-
-    def _events(self, now: Snapshot, last: Snapshot, turns: Mapping[str, Turns]) -> list[dict[str, Any]]:
-        """Groups and pairs that flipped or peaked, then the largest movements: what moved most first within each."""
-        _, row_names, _, column_names = self._codes()
-        names = {
-            "": (self._point.indices.tolist(), self._point.query_indices.tolist()),
-            "group_": (row_names, column_names),
-        }
-        events: list[dict[str, Any]] = []
-        for kind in self._parts():
-            level, before = now[f"{kind}level"], last.get(f"{kind}level")
-            if before is not None and len(before) == len(level):  # other labels than before a resume do not compare
-                events += _movers(kind, names[kind], level, before, turns.get(kind))
-        events.sort(key=lambda event: (not (event["flipped"] or event["peaked"]), -abs(event["change"])))
-        return events[:_MOST_EVENTS]
+    def _groups(self) -> Groups:
+        return groups_of(self.labels, self._point.indices, self._query_labels, self._point.query_indices)
 
     def _empty(self) -> dict[str, Any]:
-        rows, row_names, columns, column_names = self._codes()
-        nothing = torch.full((len(rows), len(columns)), torch.nan, dtype=torch.float64)
+        groups = self._groups()
+        nothing = torch.full((len(groups.rows), len(groups.columns)), torch.nan, dtype=torch.float64)
         result: dict[str, Any] = dict.fromkeys(("bif", "correlation", "within_bif", "within_correlation"), nothing)
-        result |= dict.fromkeys(("shift", "sign_flips", "peaks"), math.nan) | {"events": []}
-        if self.labels or self._query_labels:
-            groups = nothing.new_full((len(row_names), len(column_names)), math.nan)
-            result |= {"group_means": groups, "group_flips": math.nan, "group_peaks": math.nan}
-            result |= self._group_scalars(groups)
+        result |= {"shift": math.nan, "events": []}
+        for family in families_of(self._point.indices, self._point.query_indices, groups):
+            result |= family.counts(None)
+        if groups.labelled:
+            means = nothing.new_full((len(groups.row_names), len(groups.column_names)), math.nan)
+            result |= {"group_means": means} | groups.scalars(means)
         return result
 
     def _keep_order(self, correlation: torch.Tensor) -> None:
         num_rows, num_columns = correlation.shape
         if self.order is None or len(self.order) != num_rows:
-            self.order = display_order(correlation, self._codes()[0])
+            self.order = display_order(correlation, self._groups().rows)
         if self.query_order is None or len(self.query_order) != num_columns:
-            self.query_order = display_order(correlation.mT, self._codes()[2])
-
-
-_COUNTED = ("flips", "peaks")
-
-
-def _count(turns: Turns | None, what: str) -> float:
-    if turns is None:
-        return math.nan
-    return int((turns.flipped if what == "flips" else turns.peaked).sum())
-
-
-def _course_from(last: Snapshot | None, kind: str, size: int) -> Course | None:
-    if last is None or f"{kind}certain" not in last or len(last[f"{kind}certain"]) != size:
-        return None  # other labels than before a resume start afresh
-    return Course(**{item.name: last[f"{kind}{item.name}"] for item in fields(Course)})
-
-
-def _movers(
-    kind: str, names: tuple[list[Any], list[Any]], now: torch.Tensor, before: torch.Tensor, turns: Turns | None
-) -> list[dict[str, Any]]:
-    """The statistics of one kind that turned, then those that moved most, told as correlations."""
-    flipped = peaked = torch.zeros_like(now, dtype=torch.bool)
-    if turns is not None:
-        flipped, peaked = turns.flipped, turns.peaked
-        before = torch.where(flipped | peaked, turns.before.float(), before)
-    if not kind:
-        now, before = now.tanh(), before.tanh()
-    change = now - before
-    # A turn comes before any movement; no correlation moves by more than 2.
-    weight = torch.where(change.isfinite(), change.abs() + 4.0 * (flipped | peaked), -1.0)
-    top = weight.topk(min(_MOST_EVENTS, len(weight))).indices
-    columns = [top, now[top], before[top], change[top], flipped[top], peaked[top]]
-    return [
-        {
-            "kind": "group" if kind else "pair",
-            "source": str(names[0][place // len(names[1])]),
-            "target": str(names[1][place % len(names[1])]),
-            "before": old,
-            "after": new,
-            "change": moved,
-            "flipped": flip,
-            "peaked": peak,
-        }
-        for place, new, old, moved, flip, peak in zip(*(column.tolist() for column in columns), strict=True)
-        if not math.isnan(moved)
-    ]
+            self.query_order = display_order(correlation.mT, self._groups().columns)

@@ -396,6 +396,12 @@ class TestStateAndOrder:
         }
         assert straight.images(wanted)["map"].matrix.equal(resumed.images(found)["map"].matrix)
 
+    def test_the_names_in_the_state_are_those_of_every_checkpoint_so_far(self) -> None:
+        influence = Influence(ANY, [0, 0, 1, 1, 1])
+        feed(influence, *traces())
+        pairs = {"certain", "direction", "low", "low_error", "high", "high_error", "level"}
+        assert set(influence.state_dict()["last"]) == {"correlation"} | pairs | {f"group_{name}" for name in pairs}
+
     def test_a_state_saved_again_before_the_next_measurement_is_the_same(self) -> None:
         first, second = Influence(ANY), Influence(ANY)
         for seed in (1, 2):

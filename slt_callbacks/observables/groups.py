@@ -1,0 +1,73 @@
+"""Samples and queries by their labels: which class stands for what, and means over two classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from slt_callbacks.observables.labels import Labels
+
+_MOST_GROUPS = 100  # logged one by one: ten classes against ten
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The classes of N reference samples and of Q queries; a side without labels is one class.
+
+    Attributes:
+        labelled: Whether a side has labels.
+        rows: Class numbers of the samples, int64 ``(N,)``.
+        row_names: Names of their A classes.
+        columns: Class numbers of the queries, int64 ``(Q,)``.
+        column_names: Names of their B classes.
+    """
+
+    labelled: bool
+    rows: torch.Tensor
+    row_names: list[str]
+    columns: torch.Tensor
+    column_names: list[str]
+
+    def means(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Means ``(A, B)`` of a matrix ``(N, Q)`` over two classes; NaN for a class with no sample.
+
+        Example:
+            >>> groups = groups_of(Labels([1, 2, 1], "labels"), torch.arange(3), None, torch.arange(1))
+            >>> groups.means(torch.tensor([[0.5], [0.25], [0.75]])).tolist()
+            [[0.625], [0.25]]
+        """
+        left = torch.nn.functional.one_hot(self.rows, len(self.row_names)).to(matrix)
+        right = torch.nn.functional.one_hot(self.columns, len(self.column_names)).to(matrix)
+        return left.mT @ matrix @ right / (left.sum(0)[:, None] * right.sum(0)[None, :])
+
+    def scalars(self, means: torch.Tensor) -> dict[str, float]:
+        """Means ``(A, B)`` as numbers ``group/<a>_to_<b>``; none where there are more than 100."""
+        if means.numel() > _MOST_GROUPS:
+            return {}
+        return {
+            f"group/{a}_to_{b}": value
+            for a, row in zip(self.row_names, means.tolist(), strict=True)
+            for b, value in zip(self.column_names, row, strict=True)
+        }
+
+
+def groups_of(
+    labels: Labels | None, indices: torch.Tensor, query_labels: Labels | None, query_indices: torch.Tensor
+) -> Groups:
+    """The groups of the samples in the rows `indices` ``(N,)`` of their data, and of the queries in theirs ``(Q,)``.
+
+    Example:
+        >>> groups = groups_of(Labels(["b", "a"], "labels"), torch.tensor([0]), None, torch.arange(2))
+        >>> groups.rows.tolist(), groups.row_names, groups.columns.tolist(), groups.column_names
+        ([1], ['a', 'b'], [0, 0], ['all'])
+    """
+    rows, row_names = _classes(labels, indices)
+    columns, column_names = _classes(query_labels, query_indices)
+    return Groups(bool(labels or query_labels), rows, row_names, columns, column_names)
+
+
+def _classes(labels: Labels | None, indices: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    if labels is None:
+        return torch.zeros_like(indices), ["all"]
+    return labels.of(indices), labels.names
