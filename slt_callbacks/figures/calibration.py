@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slt_callbacks.figures.stages import figure_class
-from slt_callbacks.measuring.calibrate import Calibration
+from slt_callbacks.figures.canvas import empty_figure
+from slt_callbacks.measuring.calibrate import Calibration, CalibrationPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
-_STAR = "#F0E442"
+_STAR: dict[str, Any] = {"marker": "*", "color": "#F0E442", "edgecolors": "black"}
 _MARKERS = {"sound": "o", "biased": "x", "drifts": "v", "chains disagree": "s", "diverges": "X"}
 
 
@@ -42,38 +43,17 @@ def calibration_figure(calibration: Calibration, path: str | Path | None = None)
     points, best = calibration.points, calibration.recommended
     localizations = sorted({point.localization for point in points})
     nbetas = sorted({point.nbeta for point in points})
-    kind = figure_class()
-    figure = kind(figsize=(4.2 * len(localizations) + 0.8, 4.6), layout="constrained")
+    figure = empty_figure("calibration_figure", 4.2 * len(localizations) + 0.8, 4.6)
     panels = figure.subplots(1, len(localizations), sharey=True, squeeze=False)[0]
-    finite = [p.llc for p in points if p.verdict == "sound"] or [p.llc for p in points if np.isfinite(p.llc)]
     for axes, localization in zip(panels, localizations, strict=True):
         for nbeta, colour in zip(nbetas, _COLOURS * len(nbetas), strict=False):
             here = [p for p in points if (p.localization, p.nbeta) == (localization, nbeta) and np.isfinite(p.llc)]
-            steps, llcs = [p.step_size for p in here], [p.llc for p in here]
-            axes.errorbar(
-                steps, llcs, [2 * np.nan_to_num(p.stderr) for p in here], color=colour, label=f"nbeta {nbeta:.3g}"
-            )
-            for point in here:
-                face = colour if point.verdict == "sound" else "none"
-                marker = _MARKERS[point.verdict]
-                edge: dict[str, Any] = (
-                    {"color": colour} if marker == "x" else {"facecolors": face, "edgecolors": colour}
-                )
-                axes.scatter(point.step_size, point.llc, s=42, marker=marker, zorder=3, **edge)
+            _draw_line(axes, here, colour, f"nbeta {nbeta:.3g}")
             if best is not None and (best.localization, best.nbeta) == (localization, nbeta):
                 (chosen,) = [p for p in here if p.step_size == best.dynamics.step_size]
-                axes.scatter(
-                    chosen.step_size, chosen.llc, s=330, marker="*", color="#F0E442", edgecolors="black", zorder=2
-                )
-        axes.set_title(f"localization {localization:g}", loc="left")
-        axes.set_xscale("log")
-        axes.set_xlabel("step size")
-        axes.grid(color="0.92", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    if finite:
-        low, high = min(finite), max(finite)
-        margin = 0.5 * (high - low) or 1.0
-        panels[0].set_ylim(low - margin, high + margin)  # what diverges may leave the picture
+                axes.scatter(chosen.step_size, chosen.llc, s=330, zorder=2, **_STAR)
+        _finish(axes, f"localization {localization:g}")
+    _limit(panels[0], points)
     panels[0].set_ylabel("local learning coefficient, ± 2 standard errors")
     _legend(figure, panels[0])
     if path is not None:
@@ -81,17 +61,44 @@ def calibration_figure(calibration: Calibration, path: str | Path | None = None)
     return figure
 
 
+def _draw_line(axes: Axes, points: Sequence[CalibrationPoint], colour: str, label: str) -> None:
+    """One line with its error bars, and over each point the marker of its verdict."""
+    steps, llcs = [p.step_size for p in points], [p.llc for p in points]
+    axes.errorbar(steps, llcs, [2 * np.nan_to_num(p.stderr) for p in points], color=colour, label=label)
+    for point in points:
+        axes.scatter(point.step_size, point.llc, s=42, zorder=3, **_marker(point.verdict, colour))
+
+
+def _marker(verdict: str, colour: str) -> dict[str, Any]:
+    """Full where the point is sound, else hollow; a cross has no inside."""
+    if _MARKERS[verdict] == "x":
+        return {"marker": "x", "color": colour}
+    face = colour if verdict == "sound" else "none"
+    return {"marker": _MARKERS[verdict], "facecolors": face, "edgecolors": colour}
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xscale("log")
+    axes.set_xlabel("step size")
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _limit(axes: Axes, points: Sequence[CalibrationPoint]) -> None:
+    """Show the sound points, or all where none is: what diverges may leave the picture."""
+    finite = [p.llc for p in points if p.verdict == "sound"] or [p.llc for p in points if np.isfinite(p.llc)]
+    if finite:
+        low, high = min(finite), max(finite)
+        margin = 0.5 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+
+
 def _legend(figure: Figure, axes: Axes) -> None:
     lines, labels = axes.get_legend_handles_labels()
     # Drawn nowhere: a scatter without points gives its marker to the legend.
-    keys = [
-        axes.scatter([], [], marker=marker, facecolors="0.3" if verdict == "sound" else "none", edgecolors="0.3")
-        for verdict, marker in _MARKERS.items()
-        if marker != "x"
-    ]
-    cross = axes.scatter([], [], marker="x", color="0.3")
-    keys.insert(list(_MARKERS).index("biased"), cross)
-    star = axes.scatter([], [], s=160, marker="*", color=_STAR, edgecolors="black")
+    keys = [axes.scatter([], [], **_marker(verdict, "0.3")) for verdict in _MARKERS]
+    star = axes.scatter([], [], s=160, **_STAR)
     figure.legend(
         [*lines, *keys, star],
         [*labels, *_MARKERS, "recommended"],

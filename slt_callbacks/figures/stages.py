@@ -13,6 +13,7 @@ import numpy as np
 from slt_callbacks.basics.keys import key_of
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.detection.records import Stage
+from slt_callbacks.figures.canvas import empty_figure
 from slt_callbacks.figures.report import Report
 from slt_callbacks.measuring.measurement import Measurement
 
@@ -83,12 +84,11 @@ def stage_figure(
         >>> [axes.get_ylabel() for axes in figure.axes], figure.axes[0].get_xscale()
         (['loss', 'local learning coefficient'], 'log')
     """
-    kind = figure_class()
     shown = [measurement for measurement in history if key in measurement.results]
     if not shown:
         raise ValueError(f"Expected `history` to hold measurements of {key!r}, but got {len(history)} without it.")
     extra = panels or {}
-    figure: Figure = kind(figsize=(9, 5.4 + 1.9 * len(extra)), layout="constrained")
+    figure = empty_figure("stage_figure", 9, 5.4 + 1.9 * len(extra))
     rows = figure.subplots(2 + len(extra), 1, sharex=True, squeeze=False)[:, 0].tolist()
     steps = np.array([measurement.step for measurement in shown], dtype=float)
     _scale(rows[-1], steps, _log_spaced(steps) if log_steps is None else log_steps)
@@ -123,17 +123,6 @@ def report_figure(report: Report) -> Figure | None:
     except ModuleNotFoundError as error:
         _log.info("No figure of the stages: %s", error)
         return None
-
-
-def figure_class() -> type[Figure]:
-    """The class itself, which writes PNG through Agg: pyplot, with the user's windows and backend, is left alone."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "stage_figure draws with matplotlib, which is not installed: pip install 'slt-callbacks[examples]'"
-        ) from error
-    return Figure
 
 
 def _log_spaced(steps: np.ndarray[Any, np.dtype[np.float64]]) -> bool:

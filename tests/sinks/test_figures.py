@@ -13,7 +13,16 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slt_callbacks import JumpEvent, Measurement, Stage, StageEvent, stage_figure
+from slt_callbacks import (
+    Calibration,
+    JumpEvent,
+    Measurement,
+    SamplerConfig,
+    Stage,
+    StageEvent,
+    calibration_figure,
+    stage_figure,
+)
 from slt_callbacks.figures import stages as figures
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
@@ -177,8 +186,11 @@ def test_a_history_without_the_observable_is_refused(history: list[Measurement])
 
 def test_without_matplotlib_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'slt-callbacks\[examples\]'"):
+    needed = r"draws with matplotlib, which is not installed: pip install 'slt-callbacks\[examples\]'"
+    with pytest.raises(ModuleNotFoundError, match=f"^stage_figure {needed}"):
         figures.stage_figure(measured())
+    with pytest.raises(ModuleNotFoundError, match=f"^calibration_figure {needed}"):
+        calibration_figure(Calibration((), None, SamplerConfig()))
 
 
 def test_importing_the_package_does_not_import_matplotlib_and_drawing_not_pyplot() -> None:
