@@ -1,15 +1,18 @@
-"""The floors of the design: arrows point down, and the numeric core drags in no framework."""
+"""The floors of the design: arrows point down, nothing is too large, and the core drags in no framework."""
 
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
 import slt_callbacks
+from tests.sizes import Size, classes, files, functions, imported_names, is_type_checking
 
 PACKAGE = Path(slt_callbacks.__file__).parent
 FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_utilities", "wandb", "PIL", "matplotlib"}
@@ -54,10 +57,6 @@ def modules() -> list[tuple[str, Path]]:
         if relative.parts != ("__init__.py",):
             found.append((relative.parts[0].removesuffix(".py"), path))
     return found
-
-
-def is_type_checking(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 def imported(path: Path) -> set[str]:
@@ -119,3 +118,88 @@ def test_the_core_imports_without_lightning_wandb_or_pillow(module: str) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+LIMITS = {"files": (files, 400), "classes": (classes, 300), "functions": (functions, 40), "names": (imported_names, 19)}
+
+
+@pytest.mark.parametrize(("count", "most"), LIMITS.values(), ids=LIMITS)
+def test_nothing_is_too_large_to_be_read_at_once(count: Callable[[Path], list[Size]], most: int) -> None:
+    assert [size for size in count(PACKAGE) if size.lines > most] == []
+
+
+def test_most_files_are_short() -> None:
+    assert statistics.median(size.lines for size in files(PACKAGE)) < 130
+
+
+def test_what_is_too_large_is_found(tmp_path: Path) -> None:
+    body = "".join(f"    x = {line}\n" for line in range(40))
+    (tmp_path / "long.py").write_text(f'def f():\n    """Text."""\n{body}')
+    assert [size.lines for size in functions(tmp_path)] == [41]
+
+
+def owners(framework: str) -> set[str]:
+    """Where a framework is imported."""
+    return {
+        path.relative_to(PACKAGE).as_posix()
+        for _, path in modules()
+        if any(name.split(".")[0] == framework for name in imported(path))
+    }
+
+
+def test_lightning_has_one_owner() -> None:
+    for framework in ("lightning", "lightning_utilities", "pytorch_lightning"):
+        assert {path.split("/")[0] for path in owners(framework)} <= {"callbacks"}, framework
+
+
+def test_wandb_has_one_owner() -> None:
+    assert {path.split("/")[0] for path in owners("wandb") - {"callbacks/reactions.py"}} <= {"sinks"}
+
+
+def arrows() -> dict[str, set[str]]:
+    """By module of the package, those that it imports, inside functions too."""
+    names = {
+        ".".join(("slt_callbacks", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    return {
+        module: {target for name in imported(path) if (target := _module_of(name, names.keys())) not in (None, module)}
+        for module, path in names.items()
+    }
+
+
+def _module_of(name: str, known: Collection[str]) -> str | None:
+    """The module that a dotted name lies in."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules from which an arrow leads back to themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = list(graph[start])
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo += graph.get(module, set())
+        return seen
+
+    return sorted(module for module in graph if module in reached(module))
+
+
+def test_there_is_no_cycle_not_even_a_lazy_one() -> None:
+    graph = arrows()
+    graph["slt_callbacks"] = set()  # its names are looked up at their first use, which runs no import of its own
+    assert cycles(graph) == []
+
+
+def test_a_cycle_is_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+def test_reactions_do_not_know_the_monitor() -> None:
+    assert "slt_callbacks.callbacks.monitor" not in arrows()["slt_callbacks.callbacks.reactions"]

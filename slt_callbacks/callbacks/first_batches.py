@@ -12,7 +12,7 @@ from slt_callbacks.data.batches import map_leaves, num_rows
 from slt_callbacks.losses.functions import LossFn, resolve_loss
 from slt_callbacks.losses.objective import check_batch_size
 from slt_callbacks.observables.base import Observable
-from slt_callbacks.observables.labels import Labels
+from slt_callbacks.observables.needs import needs_of
 from slt_callbacks.observables.panel import Panel
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.posterior import default_nbeta
@@ -83,7 +83,7 @@ def check_before_batches(
     resolve_loss(loss_fn, module)
     Panel(observables)
     for key, observable in observables.items():
-        if isinstance(getattr(observable, "labels", None), Labels):
+        if needs_of(observable).rows:
             raise ValueError(
                 f"Expected `reference` with the `labels` of `observables[{key!r}]`, which belong to the rows of a data "
                 "set, but got None: give the data set as `reference`, or leave the labels out."

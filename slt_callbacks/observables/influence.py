@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,13 @@ from slt_callbacks.observables.families import after, families_of, statistics
 from slt_callbacks.observables.groups import Groups, groups_of
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
 from slt_callbacks.observables.media import Picture
+from slt_callbacks.observables.needs import Needs
 from slt_callbacks.observables.pairs import Snapshot, SnapshotObservable, check_entries, matrix_of
 from slt_callbacks.observables.shifts import cosine
-from slt_callbacks.sampling.draws import Draw
-from slt_callbacks.stats.moments import ChainSummary
+
+if TYPE_CHECKING:
+    from slt_callbacks.sampling.draws import Draw
+    from slt_callbacks.stats.moments import ChainSummary
 
 
 class Influence(SnapshotObservable):
@@ -92,8 +95,6 @@ class Influence(SnapshotObservable):
         [[-1.0], [0.5]]
     """
 
-    reference_losses = True
-
     def __init__(
         self,
         queries: Reference,
@@ -107,7 +108,7 @@ class Influence(SnapshotObservable):
                 "Expected `queries` to be the samples to ask about, whatever a monitor takes as `reference`, but got "
                 "None: give a Dataset, a DataLoader or a list of batches."
             )
-        self.queries = queries
+        self.needs = Needs(reference_losses=True, queries=queries, rows=labels is not None)
         self.order = self._given_order = given_order(order)
         self.query_order = self._given_query_order = given_order(query_order)
         self.labels = None if labels is None else Labels(labels, "labels")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from slt_callbacks.data.drawing import Reference
-from slt_callbacks.observables.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -42,5 +41,4 @@ def needs_of(observable: Any) -> Needs:
         reference_losses=bool(getattr(observable, "reference_losses", False)),
         reference_tokens=bool(getattr(observable, "reference_tokens", False)),
         queries=getattr(observable, "queries", None),
-        rows=isinstance(getattr(observable, "labels", None), Labels),
     )
