@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+
+from slt_callbacks.weights.attributes import Attributes
 
 
 def copy_module(module: nn.Module, replaced: Mapping[int, torch.Tensor], convert: Any) -> nn.Module:
@@ -21,41 +22,17 @@ def copy_module(module: nn.Module, replaced: Mapping[int, torch.Tensor], convert
         for buffer in submodule._buffers.values():
             if buffer is not None and id(buffer) not in memo:
                 memo[id(buffer)] = convert(buffer).clone()
-        memo.update(_attributes_not_to_copy(submodule))
+    attributes = Attributes(module, memo)
     forked: nn.Module
     try:
-        forked = copy.deepcopy(module, dict(memo))
+        forked = copy.deepcopy(module, dict(attributes.memo))
     except Exception:  # noqa: BLE001  # whatever an attribute's __deepcopy__ raises
-        memo.update(_attributes_that_refuse(module, memo))
-        forked = copy.deepcopy(module, dict(memo))
+        attributes.share_what_refuses()
+        forked = copy.deepcopy(module, dict(attributes.memo))
     for submodule in list(forked.modules()):
         _undo_compilation(submodule)
         _drop_watchers(submodule)
     return _uncompiled(forked).eval()
-
-
-def _attributes_not_to_copy(submodule: nn.Module) -> Iterator[tuple[int, Any]]:
-    for value in vars(submodule).values():
-        if isinstance(value, torch.Tensor) and not value.is_leaf:
-            yield id(value), value.detach().clone()  # weight_norm and pruning keep a computed weight as an attribute
-        elif isinstance(value, torch.Generator):
-            private = torch.Generator(device=value.device)
-            private.set_state(value.get_state())
-            yield id(value), private
-        elif isinstance(value, (Dataset, DataLoader)):
-            yield id(value), value  # data is read, and may be large
-
-
-def _attributes_that_refuse(module: nn.Module, memo: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
-    """Locks, file handles, loggers: what cannot be copied is shared."""
-    for submodule in module.modules():
-        for name, value in vars(submodule).items():
-            if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
-                continue
-            try:
-                copy.deepcopy(value, dict(memo))
-            except Exception:  # noqa: BLE001  # whatever an attribute's __deepcopy__ raises
-                yield id(value), value
 
 
 def _undo_compilation(submodule: nn.Module) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from slt_callbacks.weights.copies import copy_module
 from slt_callbacks.weights.pieces import pieces_of
+from slt_callbacks.weights.remembered import Remembered
 from slt_callbacks.weights.selection import EVERYTHING, Selection
 
 
@@ -73,6 +74,7 @@ class Fork:
                 self._frozen.append((own, parameter.detach()))
                 replaced[id(parameter)] = own
         self.module = copy_module(module, replaced, self._convert)
+        self._remembered = Remembered(self.module)
         self._buffers = [
             (owner, name, buffer.clone())
             for owner in self.module.modules()
@@ -102,6 +104,7 @@ class Fork:
             owner._buffers[name] = buffer.clone()
         for own, frozen in self._frozen:
             own.copy_(frozen)
+        self._remembered.put_back()
 
     def buffers(self) -> list[torch.Tensor]:
         """The buffers as they were at the fork, those of the modules one after the other."""
