@@ -2,32 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from hashlib import blake2b
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
+from slt_callbacks.basics.rng import isolated_rng
 from slt_callbacks.data.batches import (
     Batch,
+    as_lists,
+    has_rows,
+    leaves,
     map_leaves,
+    signature,
     take_rows,
 )
-from slt_callbacks.data.checksums import fingerprint_of, sample_digests
+from slt_callbacks.data.samples import content, handed_out, move, private
 
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of one shape, and their places in the reference set."""
+    """Samples of one shape, and their places in the reference set.
+
+    Attributes:
+        batch: All of them, collated.
+        places: Of each, ``(size,)``, on the CPU.
+        which: Which leaves of `batch` hold something for each sample; None: those of that length.
+        again: Where the samples cannot be taken from `batch`, as from a batch of graphs: collates some of them anew.
+    """
 
     batch: Batch
-    places: torch.Tensor  # (size,), on the CPU
+    places: torch.Tensor
+    which: Sequence[bool] | None = None
+    again: Recollate | None = None
 
     @property
     def size(self) -> int:
         """How many."""
         return len(self.places)
+
+    def rows(self) -> list[bool]:
+        """Which leaves of `batch` hold something for each sample."""
+        known = (has_rows(leaf, self.size) for leaf in leaves(self.batch)) if self.which is None else self.which
+        return list(known)
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """The samples `rows`, int64 ``(B,)`` on the CPU, as a batch."""
+        if self.again is not None:
+            return self.again(rows)
+        return map_leaves(handed_out, take_rows(self.batch, rows, self.size, self.which))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Group:
+        """The same samples on `device`, floating-point tensors as `dtype`."""
+        again = None if self.again is None else replace(self.again, device=device, dtype=dtype)
+        return replace(self, batch=map_leaves(lambda leaf: move(leaf, device, dtype), self.batch), again=again)
+
+
+@dataclass(frozen=True)
+class Recollate:
+    """Collates samples as their loader would.
+
+    Attributes:
+        samples: As the data set gives them.
+        collate: The loader's `collate_fn`.
+        device: Where the tensors go; None leaves them as they come.
+        dtype: What floating-point tensors become there.
+    """
+
+    samples: Sequence[Any]
+    collate: Callable[[list[Any]], Batch]
+    device: torch.device | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, rows: torch.Tensor) -> Batch:
+        """The samples `rows`, int64 ``(B,)`` on the CPU, as a batch."""
+        with isolated_rng(0):
+            batch = self.collate([map_leaves(private, self.samples[row]) for row in rows.tolist()])
+        if self.device is None:
+            return batch
+        return map_leaves(partial(move, device=self.device, dtype=self.dtype), batch)
 
 
 class ReferenceSet:
@@ -57,26 +115,27 @@ class ReferenceSet:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ReferenceSet:
         """The same samples on `device`, floating-point tensors as `dtype`."""
-
-        def move(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
-            return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
-
-        return ReferenceSet(
-            [Group(map_leaves(move, group.batch), group.places) for group in self._groups],
-            self.indices,
-            self.source_size,
-        )
+        return ReferenceSet([group.to(device, dtype) for group in self._groups], self.indices, self.source_size)
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells other samples from these: a checksum of their tensors and strings, and of their rows in the data."""
-        return fingerprint_of([group.batch for group in self._groups], self.source_size, self.indices.tolist())
+        checksum = zlib.crc32(repr((self.source_size, self.indices.tolist())).encode())
+        for group in self._groups:
+            for leaf in leaves(group.batch):
+                checksum = zlib.crc32(content(leaf) or b"", checksum)
+        return f"{checksum:08x}"
 
     def subset(self, places: torch.Tensor) -> ReferenceSet:
         """The samples at `places`, int64 ``(B,)`` on the CPU, in that order."""
-        groups = [Group(batch, where) for batch, where in self.batches(places)]
+        groups = []
+        for number, group in enumerate(self._groups):
+            where, rows = self._inside(number, places)
+            if len(where):
+                again = group.again and replace(
+                    group.again, samples=[group.again.samples[row] for row in rows.tolist()]
+                )
+                groups.append(Group(group.take(rows), where, group.which, again))
         return ReferenceSet(groups, self.indices[places], self.source_size)
 
     def find(self, samples: ReferenceSet) -> torch.Tensor:
@@ -97,9 +156,23 @@ class ReferenceSet:
         return found
 
     def _digests(self) -> Iterator[tuple[int, bytes]]:
-        """Place of every sample, and what tells it from others."""
+        """Place of every sample, and what tells it from others; nothing for objects that may be equal or not."""
         for group in self._groups:
-            yield from zip(group.places.tolist(), sample_digests(group.batch, group.size), strict=False)
+            everything, own = list(leaves(group.batch)), group.rows()
+            if group.again is not None or not all(map(_is_known, everything)):
+                continue
+            shared = blake2b(signature(as_lists(group.batch), own).encode())
+            columns = []
+            for leaf, is_own in zip(everything, own, strict=True):
+                if is_own:
+                    columns.append(_entries(leaf))
+                else:
+                    shared.update(content(leaf) or b"")
+            for row, place in enumerate(group.places.tolist()):
+                digest = shared.copy()
+                for column in columns:
+                    digest.update(content(column[row]) or b"")
+                yield place, digest.digest()
 
     def few_of_each(self, limit: int) -> torch.Tensor:
         """Places of the first `limit` samples of every shape, int64, on the CPU."""
@@ -117,21 +190,33 @@ class ReferenceSet:
         """
         found: list[tuple[Batch, torch.Tensor]] = []
         for number, group in enumerate(self._groups):
-            if places is None:
-                where, rows = group.places, None
-            else:
-                where = (self._group_of[places] == number).nonzero().flatten()
-                rows = self._row_of[places[where]]
-            found.extend((self._rows(group, rows, part), where[part]) for part in _parts(len(where), limit))
+            where, rows = (group.places, None) if places is None else self._inside(number, places)
+            found.extend((_rows(group, rows, part), where[part]) for part in _parts(len(where), limit))
         return found
 
-    def _rows(self, group: Group, rows: torch.Tensor | None, part: slice) -> Batch:
-        if rows is None and part.stop - part.start == group.size:
-            return map_leaves(lambda leaf: leaf, group.batch)  # a new container around the same tensors
-        wanted = (torch.arange(group.size) if rows is None else rows)[part]
-        return take_rows(group.batch, wanted, group.size)
+    def _inside(self, number: int, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of `places` are in a group, and their rows there."""
+        where = (self._group_of[places] == number).nonzero().flatten()
+        return where, self._row_of[places[where]]
+
+
+def _rows(group: Group, rows: torch.Tensor | None, part: slice) -> Batch:
+    if rows is None and part.stop - part.start == group.size:
+        return map_leaves(handed_out, group.batch)  # a new container around the same tensors
+    return group.take((torch.arange(group.size) if rows is None else rows)[part])
 
 
 def _parts(size: int, limit: int | None) -> list[slice]:
     step = limit or max(size, 1)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _is_known(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) or content(leaf) is not None
+
+
+def _entries(leaf: Any) -> Any:
+    """One entry a sample, on the CPU."""
+    if isinstance(leaf, PackedSequence):
+        return unpack_sequence(leaf)
+    return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
