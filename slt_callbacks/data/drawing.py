@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -15,6 +17,7 @@ from slt_callbacks.basics.rng import generator, isolated_rng, seed_from
 from slt_callbacks.data.batches import Batch, leaves, num_rows
 from slt_callbacks.data.collating import check_dense, collated, grouped
 from slt_callbacks.data.containers import Columns
+from slt_callbacks.data.generators import Untouched
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.data.sources import Batches, resolve
 
@@ -36,7 +39,7 @@ def draw_reference(
     Args:
         source: A map-style Dataset; a DataLoader (it stands for its dataset and its `collate_fn`, not for its shuffle);
             a list of collated batches; an IterableDataset (its first samples); a DataModule (its training loader); or a
-            function that returns one of these.
+            function that returns one of these. Generators that can be reached from it are put back.
         num_samples: How many; None for all of them (an IterableDataset gives 256).
         seed: Decides which.
         at_most: Without `num_samples`: so many, or all where there are fewer.
@@ -53,10 +56,11 @@ def draw_reference(
     check_num_samples(num_samples)
     check_seed(seed)
     # Out of inference mode: its tensors cannot be saved for a backward pass.
-    with torch.inference_mode(False), isolated_rng(seed_from(seed, _AUGMENTATION_STREAM)):
+    with torch.inference_mode(False), isolated_rng(seed_from(seed, _AUGMENTATION_STREAM)), _untouched(source):
         if callable(source) and not isinstance(source, (Dataset, DataLoader, torch.nn.Module)):
             source = source()
-        reference = _from_source(source, num_samples or at_most, seed)
+        with _untouched(source):
+            reference = _from_source(source, num_samples or at_most, seed)
     if num_samples is not None and len(reference) < num_samples:
         raise ValueError(
             f"Expected `num_samples` to be at most the {len(reference)} samples of `reference`, but got {num_samples}."
@@ -84,6 +88,25 @@ def check_seed(seed: Any) -> None:
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"Expected `seed` to be an integer, but got {seed!r}.")
+
+
+@contextmanager
+def _untouched(source: Any) -> Iterator[None]:
+    """Leaves the generators of a data set as they were, and says what else has moved on."""
+    before = Untouched(source)
+    try:
+        yield
+    finally:
+        before.put_back()
+    changes = before.changes()
+    if changes:
+        more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+        warnings.warn(
+            f"Reading `reference` has changed {changes[0]}{more}, which is not put back: if the samples depend on it, "
+            "training that reads the same object sees others than without the monitor. Give the monitor a data set of "
+            "its own, such as copy.deepcopy(data).",
+            stacklevel=4,
+        )
 
 
 def _from_source(source: Any, limit: int | None, seed: int) -> ReferenceSet:
