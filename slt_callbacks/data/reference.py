@@ -103,11 +103,11 @@ class ReferenceSet:
         self.indices = indices
         self.source_size = source_size
         self._groups = list(groups)
-        self._group_of = torch.zeros(len(indices), dtype=torch.int64)
-        self._row_of = torch.zeros(len(indices), dtype=torch.int64)
+        self._group_of = torch.zeros(len(indices), dtype=torch.int64, device="cpu")
+        self._row_of = torch.zeros(len(indices), dtype=torch.int64, device="cpu")
         for number, group in enumerate(self._groups):
             self._group_of[group.places] = number
-            self._row_of[group.places] = torch.arange(group.size)
+            self._row_of[group.places] = torch.arange(group.size, device="cpu")
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -150,7 +150,7 @@ class ReferenceSet:
             [1, -1]
         """
         own = {digest: place for place, digest in self._digests()}
-        found = torch.full((len(samples),), -1)
+        found = torch.full((len(samples),), -1, device="cpu")
         for place, digest in samples._digests():
             found[place] = own.get(digest, -1)
         return found
@@ -203,7 +203,7 @@ class ReferenceSet:
 def _rows(group: Group, rows: torch.Tensor | None, part: slice) -> Batch:
     if rows is None and part.stop - part.start == group.size:
         return map_leaves(handed_out, group.batch)  # a new container around the same tensors
-    return group.take((torch.arange(group.size) if rows is None else rows)[part])
+    return group.take((torch.arange(group.size, device="cpu") if rows is None else rows)[part])
 
 
 def _parts(size: int, limit: int | None) -> list[slice]:

@@ -43,7 +43,7 @@ def pick(leaf: Any, rows: torch.Tensor, moved: dict[torch.device, torch.Tensor])
     """
     if isinstance(leaf, PackedSequence):
         sequences = unpack_sequence(leaf)
-        return pack_sequence([sequences[row] for row in rows.tolist()], enforce_sorted=False)
+        return _packed([sequences[row] for row in rows.tolist()])
     if isinstance(leaf, np.ndarray):
         return leaf[rows.numpy()]
     if not isinstance(leaf, torch.Tensor):
@@ -62,7 +62,7 @@ def join(parts: Sequence[Any]) -> Any:
     """
     first = parts[0]
     if isinstance(first, PackedSequence):
-        return pack_sequence([one for part in parts for one in unpack_sequence(part)], enforce_sorted=False)
+        return _packed([one for part in parts for one in unpack_sequence(part)])
     if isinstance(first, np.ndarray):
         return np.concatenate(parts)
     if isinstance(first, torch.Tensor):
@@ -161,6 +161,11 @@ def content(leaf: Any) -> bytes | None:
         parts = [content(item) for item in leaf]
         return None if None in parts else repr((type(leaf).__name__, parts)).encode()
     return None
+
+
+def _packed(sequences: list[torch.Tensor]) -> PackedSequence:
+    with torch.device("cpu"):  # where PyTorch wants the lengths, and not on the user's default device
+        return pack_sequence(sequences, enforce_sorted=False)
 
 
 def _as_kind_of(leaf: Any, items: Iterable[Any]) -> Any:

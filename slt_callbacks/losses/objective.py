@@ -53,7 +53,7 @@ class Objective:
         self.fork = fork
         self.per_sample = per_sample
         self.batch_size = batch_size if batch_size is not None and batch_size < size else None
-        self.at_fork = torch.empty(0)
+        self.at_fork = torch.empty(0, device="cpu")
         self.loss_fn = loss_fn
         self._reference = reference.to(fork.device, fork.dtype)
         self._block_size = block_size
@@ -74,7 +74,7 @@ class Objective:
         if self.per_sample or self.batch_size is None:
             self.at_fork = self.losses().reshape(-1)
         else:
-            blocks = torch.arange(len(self)).view(-1, self.batch_size)
+            blocks = torch.arange(len(self), device="cpu").view(-1, self.batch_size)
             self.at_fork = torch.stack([self.losses(block) for block in blocks])
         return self.at_fork.mean()
 
@@ -143,10 +143,10 @@ class Objective:
         num_batches = len(self) // self.batch_size
         while True:
             if self.per_sample:
-                order = torch.randperm(len(self), generator=generator)[: num_batches * self.batch_size]
+                order = torch.randperm(len(self), generator=generator, device="cpu")[: num_batches * self.batch_size]
             else:  # the loss at w* is known for fixed minibatches only: shuffle those
-                blocks = torch.arange(len(self)).view(num_batches, self.batch_size)
-                order = blocks[torch.randperm(num_batches, generator=generator)].flatten()
+                blocks = torch.arange(len(self), device="cpu").view(num_batches, self.batch_size)
+                order = blocks[torch.randperm(num_batches, generator=generator, device="cpu")].flatten()
             yield from order.view(num_batches, self.batch_size)
 
     def _forward(self, places: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

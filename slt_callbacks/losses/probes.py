@@ -57,5 +57,5 @@ def split_from(samples: ReferenceSet, reference: ReferenceSet) -> tuple[Referenc
     """
     places = reference.find(samples)
     rest = (places < 0).nonzero().flatten()
-    places[rest] = len(reference) + torch.arange(len(rest))
+    places[rest] = len(reference) + torch.arange(len(rest), device="cpu")
     return samples.subset(rest) if len(rest) else None, places

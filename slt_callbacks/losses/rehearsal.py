@@ -36,7 +36,8 @@ class Rehearsal:
         self._loss_fn = loss_fn
         self._reference = reference.to(fork.device, fork.dtype)
         _, places = max(
-            self._reference.batches(torch.arange(min(_LOOKED_AT, len(reference)))), key=lambda found: len(found[1])
+            self._reference.batches(torch.arange(min(_LOOKED_AT, len(reference)), device="cpu")),
+            key=lambda found: len(found[1]),
         )
         self._places = places[:2]  # of two samples that one batch can hold, where there are any
 
@@ -71,7 +72,7 @@ class Rehearsal:
         Raises:
             ValueError: If the loss function does not take it.
         """
-        batch, _ = queries.to(self._fork.device, self._fork.dtype).batches(torch.arange(1))[0]
+        batch, _ = queries.to(self._fork.device, self._fork.dtype).batches(torch.arange(1, device="cpu"))[0]
         try:
             losses_of(self._loss_fn, self._fork.module, batch, 1)
         except Exception as error:

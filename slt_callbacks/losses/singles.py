@@ -48,7 +48,7 @@ class Singles:
 
     def one_by_one(self, batch: Batch, size: int) -> torch.Tensor:
         """The same in a loop."""
-        singles = [take_rows(batch, torch.tensor([row]), size) for row in range(size)]
+        singles = [take_rows(batch, torch.tensor([row], device="cpu"), size) for row in range(size)]
         return torch.stack([losses_of(self._loss_fn, self._module, single, 1).mean() for single in singles])
 
     def at_once(self, batch: Batch, size: int) -> torch.Tensor:

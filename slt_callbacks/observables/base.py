@@ -37,7 +37,7 @@ class ReferencePoint:
     num_chains: int
     num_draws: int
     key: str = ""
-    query_indices: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    query_indices: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
 
 
 @runtime_checkable

@@ -44,7 +44,7 @@ class Labels:
         self.names = [as_part(str(item)) for item in classes]
         _refuse_twins(classes, self.names, name)
         self._name = name
-        self._codes = torch.tensor([code[item] for item in items], dtype=torch.int64)
+        self._codes = torch.tensor([code[item] for item in items], dtype=torch.int64, device="cpu")
 
     def of(self, indices: torch.Tensor) -> torch.Tensor:
         """Class numbers, int64 ``(N,)``, of the samples in the rows `indices` of the data set."""
@@ -72,7 +72,7 @@ class Labels:
 
 def given_order(order: Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
     """A user's order as int64, or None."""
-    return None if order is None else torch.as_tensor(order, dtype=torch.int64)
+    return None if order is None else torch.as_tensor(order, dtype=torch.int64, device="cpu")
 
 
 def check_order(order: torch.Tensor | None, size: int, name: str = "order", what: str = "rows") -> None:
@@ -103,7 +103,7 @@ def display_order(rows: torch.Tensor, labels: torch.Tensor | None = None) -> tor
         >>> display_order(rows).tolist(), display_order(rows, torch.tensor([1, 0, 0, 1])).tolist()
         ([1, 3, 0, 2], [1, 2, 0, 3])
     """
-    classes = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels
+    classes = torch.zeros(len(rows), dtype=torch.int64, device="cpu") if labels is None else labels
     parts = [(classes == number).nonzero().flatten() for number in sorted(set(classes.tolist()))]
     return torch.cat([part[_leaves(rows[part])] for part in parts])
 
@@ -112,8 +112,8 @@ def _leaves(rows: torch.Tensor) -> torch.Tensor:
     from scipy.cluster.hierarchy import leaves_list, linkage  # half a second to import, and only pictures need it
 
     if len(rows) < 2:
-        return torch.arange(len(rows))
-    return torch.as_tensor(leaves_list(linkage(rows.double().numpy(), method="average")).astype("int64"))
+        return torch.arange(len(rows), device="cpu")
+    return torch.as_tensor(leaves_list(linkage(rows.double().numpy(), method="average")).astype("int64"), device="cpu")
 
 
 def _refuse_twins(classes: Sequence[int | str], names: Sequence[str], argument: str) -> None:

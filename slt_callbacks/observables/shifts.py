@@ -94,7 +94,7 @@ def class_contrast(correlation: torch.Tensor, labels: torch.Tensor) -> float:
     """
     same = label_kernel(labels).bool()
     different = ~same
-    same = same & ~torch.eye(len(labels), dtype=torch.bool)
+    same = same & ~torch.eye(len(labels), dtype=torch.bool, device="cpu")
     if not (same.any() and different.any()):
         return math.nan
     return float(correlation[same].mean() - correlation[different].mean())

@@ -39,5 +39,5 @@ class Trace:
     def values(self) -> torch.Tensor:
         """All numbers, float64 on the CPU, ``(C, T)``."""
         if self._table is None:
-            return torch.full(self._shape, torch.nan, dtype=torch.float64)
+            return torch.full(self._shape, torch.nan, dtype=torch.float64, device="cpu")
         return self._table.cpu().double()

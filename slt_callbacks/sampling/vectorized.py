@@ -61,7 +61,7 @@ class VectorizedEngine:
         self._posterior = posterior
         self._program = chain_gradients if program is None else program
         self._losses_at = LossesAt(objective)
-        self._positions = torch.empty(0)
+        self._positions = torch.empty(0, device="cpu")
 
     def try_step(self, num_chains: int = 2) -> None:
         """Take the gradient of a few chains at w*, to learn whether the module can be batched, or compiled, at all."""
@@ -166,7 +166,7 @@ class VectorizedEngine:
                 return leaf.view(num_chains, size, *leaf.shape[1:])
             return leaf.expand(num_chains, *leaf.shape)
 
-        yield map_leaves(by_chain, found[0][0]), torch.arange(size), 0
+        yield map_leaves(by_chain, found[0][0]), torch.arange(size, device="cpu"), 0
 
     @torch.no_grad()
     def _update(

@@ -70,7 +70,7 @@ def sign_quantile(num_statistics: int, degrees: float) -> float:
 
 
 def _polygamma(order: int, x: float) -> float:
-    at = torch.tensor(x, dtype=torch.float64)
+    at = torch.tensor(x, dtype=torch.float64, device="cpu")
     return float(torch.special.polygamma(order, at) if order else torch.special.digamma(at))
 
 

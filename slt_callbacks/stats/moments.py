@@ -140,7 +140,7 @@ class RunningMoments:
     def __init__(self) -> None:
         self.count = 0
         self._total: Moments | None = None
-        self._x = self._y = torch.empty(0)
+        self._x = self._y = torch.empty(0, device="cpu")
         self._two_sided = False
 
     def update(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
