@@ -57,6 +57,17 @@ def as_number(value: Any) -> Any:
     return value.item() if single else value
 
 
+def shown(value: Any, most: int = 120) -> str:
+    """The `repr` of a value for an error message, cut where it is long, as that of data is.
+
+    Example:
+        >>> shown(0), shown([1] * 300, most=9)
+        ('0', '[1, 1, 1,... (a list)')
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... (a {type(value).__name__})"
+
+
 def as_json(value: Any) -> Any:
     """A builtin as JSON can hold it, which knows no NaN.
 

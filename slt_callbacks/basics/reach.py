@@ -42,7 +42,7 @@ def parts_of_container(value: Any) -> Iterable[Any]:
         (['x', 1], [])
     """
     if isinstance(value, dict):
-        return [part for item in value.items() for part in item]
+        return [*value.keys(), *value.values()]
     return value if isinstance(value, (list, tuple, set, frozenset)) else ()
 
 

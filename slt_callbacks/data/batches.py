@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -303,7 +304,7 @@ def _shared(leaf: Any) -> str:
     if known is None:
         return f"{type(leaf).__name__} at {id(leaf)}"
     if isinstance(leaf, (torch.Tensor, np.ndarray)):
-        return f"{leaf.dtype}{list(leaf.shape)}{known!r}"
+        return f"{leaf.dtype}{list(leaf.shape)}{blake2b(known).hexdigest()}"
     return repr(leaf)
 
 

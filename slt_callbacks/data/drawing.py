@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.basics.rng import generator, isolated_rng, seed_from
 from slt_callbacks.data.batches import Batch, leaves, num_rows
 from slt_callbacks.data.collating import check_dense, collated, grouped
@@ -77,7 +78,7 @@ def check_num_samples(num_samples: Any) -> None:
     """
     number = isinstance(num_samples, int) and not isinstance(num_samples, bool)
     if num_samples is not None and not (number and num_samples > 0):
-        raise ValueError(f"Expected `num_samples` to be a positive integer or None, but got {num_samples!r}.")
+        raise ValueError(f"Expected `num_samples` to be a positive integer or None, but got {shown(num_samples)}.")
 
 
 def check_seed(seed: Any) -> None:
@@ -87,7 +88,7 @@ def check_seed(seed: Any) -> None:
         TypeError: If it is no integer.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"Expected `seed` to be an integer, but got {seed!r}.")
+        raise TypeError(f"Expected `seed` to be an integer, but got {shown(seed)}.")
 
 
 @contextmanager

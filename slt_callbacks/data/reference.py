@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +87,18 @@ class Recollate:
         if self.device is None:
             return batch
         return map_leaves(partial(move, device=self.device, dtype=self.dtype), batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which needs the function itself."""
+        try:
+            pickle.dumps(self.collate)
+        except Exception as error:
+            raise TypeError(
+                "Expected the `collate_fn` of `reference` to be a function that another process can import, for its "
+                f"samples have to be collated there, but {type(error).__name__}: {error}: define it at the top of a "
+                "module."
+            ) from error
+        return vars(self)
 
 
 class ReferenceSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import io
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from types import MethodType
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from slt_callbacks.basics.lightning_kinds import is_data_module
 from slt_callbacks.basics.reach import has_parts, parts_of_container, reachable
+
+_CONTAINERS = frozenset((list, tuple, dict, set, OrderedDict))  # most of what there is
 
 
 class Attributes:
@@ -58,6 +61,8 @@ class Attributes:
 
     def _parts(self, value: Any) -> Iterable[Any]:
         """What a deep copy would go on to, with a decision on the way."""
+        if type(value) in _CONTAINERS:
+            return parts_of_container(value)
         if id(value) in self.memo or not has_parts(value):
             return ()
         decided = _decided(value)
@@ -89,9 +94,6 @@ def _decided(value: Any) -> Any:
 
 def _reduced(value: Any) -> Iterator[Any]:
     """The objects that `copy.deepcopy` copies for this one."""
-    if type(value) in (list, tuple, dict):
-        yield from parts_of_container(value)
-        return
     reducer = copyreg.dispatch_table.get(type(value))
     reduced = reducer(value) if reducer else value.__reduce_ex__(4)
     if isinstance(reduced, str):

@@ -117,6 +117,10 @@ class Fork:
             for (owner, name, buffer), value in zip(self._buffers, values, strict=True)
         ]
 
+    def keep_attributes(self) -> None:
+        """Let the module begin with what its attributes hold now, from the next `reset` on."""
+        self._remembered = Remembered(self.module)
+
     def anchor_pieces(self) -> list[torch.Tensor]:
         """The anchor in the pieces and the precision of `position`: views of the live parameters where possible."""
         return [piece.gather(self.anchor).to(self.dtype) for piece in self.pieces]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from slt_callbacks import LLC, SGLD, MemorySink, RMSPropSGLD, SamplerConfig
 from tests.passivity.runs import Case, draw_from_all
@@ -141,6 +142,21 @@ class CompiledPart(Regression):
         self.net[0] = torch.compile(self.net[0], backend="aot_eager")
 
 
+class Keeps(Regression):
+    """Keeps its losses, which weigh the next one, as a balance of several losses does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Any] = {"lately": deque(maxlen=100)}
+        self.outs: list[torch.Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.outs.append(loss)
+        self.kept["lately"].append(loss)
+        return loss * (1 + 0.1 * torch.stack([*self.kept["lately"]]).mean().detach())
+
+
 class OwnLosses(Regression):
     def per_sample_loss(self, batch: Any) -> torch.Tensor:
         return square_error(self, batch)
@@ -239,6 +255,23 @@ def in_batches() -> list[Any]:
     return list(DataLoader(data(), 8))
 
 
+class Augmented(Dataset[Any]):
+    """Its transform owns a generator, as those of augmentation libraries do."""
+
+    newest: Augmented
+
+    def __init__(self) -> None:
+        self.samples, self.transforms = data(), [np.random.default_rng(0).normal]
+        Augmented.newest = self
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self.samples[index]
+        return x + 0.1 * float(self.transforms[0]()), y
+
+
 DIVERGES = SamplerConfig(SGLD(1e6), num_chains=2, num_draws=4, num_burnin_steps=2)
 PRECONDITIONED = SamplerConfig(RMSPropSGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=4)
 VECTORIZED = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, engine="vectorized")
@@ -289,12 +322,16 @@ CASES: dict[str, Case] = {
     "weight_norm as a hook": Case(module=OldWeightNorm),
     "a buffer that forward changes": Case(module=Counting),
     "a frozen teacher that the training step moves": Case(module=Teacher, loss_fn=None),
+    "losses that are kept and weigh the next": Case(module=Keeps, loss_fn=None),
     "WandbLogger.watch": Case(logger=wandb_watching, prepare=watch_gradients),
     # what is measured
     "reference: shuffled DataLoader": Case(monitor={"reference": DataLoader(data(), 4, shuffle=True)}),
     "reference: list of batches": Case(monitor={"reference": in_batches()}),
     "reference: function": Case(monitor={"reference": data}),
     "reference: the first batches": Case(monitor={"reference": None}),
+    "reference: the training data, augmented": Case(
+        loader=lambda: DataLoader(Augmented(), 8, shuffle=True), monitor={"reference": lambda: Augmented.newest}
+    ),
     "per_sample_loss of the module": Case(module=OwnLosses, loss_fn=None),
     "the training step of the module": Case(module=RandomDropoutLoss, loss_fn=None),
     "RMSPropSGLD on minibatches": Case(monitor={"sampler": PRECONDITIONED}),

@@ -116,6 +116,18 @@ def test_a_loss_that_past_losses_weigh_is_that_of_the_fork_in_every_chain() -> N
     assert len(module.held) == 1
 
 
+def test_attributes_are_put_back_unless_they_are_kept() -> None:
+    fork: Any = Fork(Keeps([], append))
+    fork.module.trainer = "a stand-in"
+    fork.reset()
+    assert not hasattr(fork.module, "trainer")
+    fork.module.trainer = "a stand-in"
+    fork.keep_attributes()
+    fork.module.held.append(1)
+    fork.reset()
+    assert (fork.module.trainer, fork.module.held) == ("a stand-in", [])
+
+
 def test_losses_in_a_copy_carry_no_graph_and_their_values() -> None:
     module = Keeps([], append)
     loss = module.training_step(X, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,6 +185,14 @@ def test_an_error_does_not_print_the_data() -> None:
         assert len(str(caught.value)) < 500
 
 
+def test_data_in_the_place_of_a_number_is_not_printed() -> None:
+    with pytest.raises(
+        ValueError, match=r"`num_samples` to be a positive integer or None, but got .*\(a list\)"
+    ) as caught:
+        draw_reference(LOADER, PAIRS)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 250
+
+
 class Graph:
     """Nodes and edges of one graph or several, as graph libraries hold them: an object, not a container."""
 
@@ -246,5 +255,8 @@ def test_some_of_the_graphs_are_those_of_their_rows() -> None:
     assert where.tolist() == [0, 1]
     ((subset, _),) = reference.subset(torch.tensor([3, 0])).batches(torch.tensor([1]))
     assert torch.equal(subset.store["nodes"], wanted[1])
-    double = reference.to(torch.device("cpu"), torch.float64)
-    assert len(double) == 4
+    ((again, _),) = pickle.loads(pickle.dumps(reference)).batches(torch.tensor([3, 0]))
+    assert torch.equal(again.store["nodes"], batch.store["nodes"])
+    local = draw_reference(DataLoader(GRAPHS, collate_fn=lambda graphs: merged(graphs)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`collate_fn` .* that another process can import.*top of a module"):
+        pickle.dumps(local)
