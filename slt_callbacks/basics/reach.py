@@ -11,7 +11,7 @@ _WITHOUT_PARTS = (BuiltinFunctionType, FunctionType, CodeType, ModuleType, type,
 
 
 def reachable(start: Any, parts: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
-    """Every object that `parts` leads to, `start` first and each once; numbers and strings are passed over.
+    """Every object that `parts` leads to, `start` first and each once; numbers, strings and tuples of them are not.
 
     Args:
         start: Where to begin.
@@ -21,7 +21,7 @@ def reachable(start: Any, parts: Callable[[Any], Iterable[Any]]) -> Iterator[Any
         >>> ring = [{"x": (1.0, "text")}]
         >>> ring.append(ring)
         >>> [type(found).__name__ for found in reachable(ring, parts_of_container)]
-        ['list', 'dict', 'tuple']
+        ['list', 'dict']
     """
     seen: dict[int, Any] = {}  # with the objects, for that of one which is gone may be the `id` of the next
     waiting = [start]
@@ -31,7 +31,12 @@ def reachable(start: Any, parts: Callable[[Any], Iterable[Any]]) -> Iterator[Any
             continue
         seen[id(value)] = value
         yield value
-        waiting.extend(part for part in parts(value) if type(part) not in _PLAIN)
+        waiting.extend(part for part in parts(value) if type(part) not in _PLAIN and not _is_row(part))
+
+
+def _is_row(part: Any) -> bool:
+    """Whether it is one of the tuples of numbers and strings of which a data set may hold a million."""
+    return type(part) is tuple and _PLAIN.issuperset(map(type, part))
 
 
 def parts_of_container(value: Any) -> Iterable[Any]:

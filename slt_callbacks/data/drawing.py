@@ -59,8 +59,9 @@ def draw_reference(
     # Out of inference mode: its tensors cannot be saved for a backward pass.
     with torch.inference_mode(False), isolated_rng(seed_from(seed, _AUGMENTATION_STREAM)), _untouched(source):
         if callable(source) and not isinstance(source, (Dataset, DataLoader, torch.nn.Module)):
-            source = source()
-        with _untouched(source):
+            with _untouched(source := source()):
+                reference = _from_source(source, num_samples or at_most, seed)
+        else:
             reference = _from_source(source, num_samples or at_most, seed)
     if num_samples is not None and len(reference) < num_samples:
         raise ValueError(
