@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
-from slt_callbacks.data.batches import Batch, as_lists, has_rows, leaves, signature
+from slt_callbacks.data.batches import Batch, as_lists, leaves, signature
+from slt_callbacks.data.samples import content
 
 if TYPE_CHECKING:
     from slt_callbacks.data.reference import ReferenceSet
-
-_PLAIN = (str, int, float, list, tuple, type(None))  # leaves that their `repr` says all about
 
 
 def fingerprint_of(batches: Iterable[Batch], source_size: int | None, rows: Sequence[int]) -> str:
@@ -28,7 +28,7 @@ def fingerprint_of(batches: Iterable[Batch], source_size: int | None, rows: Sequ
     checksum = zlib.crc32(repr((source_size, list(rows))).encode())
     for batch in batches:
         for leaf in leaves(batch):
-            checksum = zlib.crc32(_content(leaf), checksum)
+            checksum = zlib.crc32(content(leaf) or b"", checksum)
     return f"{checksum:08x}"
 
 
@@ -39,37 +39,42 @@ def short_digest(reference: ReferenceSet) -> str:
         for leaf in leaves(batch):
             if isinstance(leaf, torch.Tensor):
                 digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(_content(leaf))
+            digest.update(content(leaf) or b"")
     return digest.hexdigest()[:12]
 
 
-def sample_digests(batch: Batch, size: int) -> Iterator[bytes]:
+def sample_digests(batch: Batch, own: Sequence[bool], size: int) -> Iterator[bytes]:
     """What tells each of the `size` samples of a batch from others; nothing for objects that may be equal or not.
 
+    Args:
+        batch: All of them.
+        own: Of each leaf, whether it holds something for every sample.
+        size: How many they are.
+
     Example:
-        >>> one, two, three = sample_digests([torch.tensor([5, 7, 5])], 3)
+        >>> one, two, three = sample_digests([torch.tensor([5, 7, 5])], [True], 3)
         >>> one == three != two
         True
     """
     everything = list(leaves(batch))
-    if not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in everything):
+    if not all(isinstance(leaf, torch.Tensor) or content(leaf) is not None for leaf in everything):
         return
-    shared = hashlib.blake2b(signature(as_lists(batch)).encode())
-    for leaf in everything:
-        if not has_rows(leaf, size):
-            shared.update(_content(leaf))
-    rows = (leaf for leaf in everything if has_rows(leaf, size))
-    columns = [leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf for leaf in rows]
+    shared = hashlib.blake2b(signature(as_lists(batch), own).encode())
+    columns = []
+    for leaf, is_own in zip(everything, own, strict=True):
+        if is_own:
+            columns.append(_entries(leaf))
+        else:
+            shared.update(content(leaf) or b"")
     for row in range(size):
         digest = shared.copy()
         for column in columns:
-            digest.update(_content(column[row]))
+            digest.update(content(column[row]) or b"")
         yield digest.digest()
 
 
-def _content(leaf: Any) -> Any:
-    """The bytes of a leaf."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    known = isinstance(leaf, _PLAIN)
-    return repr(leaf).encode() if known else b""  # of another object it may show the address
+def _entries(leaf: Any) -> Any:
+    """One entry a sample, on the CPU."""
+    if isinstance(leaf, PackedSequence):
+        return unpack_sequence(leaf)
+    return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf

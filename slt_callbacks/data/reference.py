@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import pickle
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from slt_callbacks.basics.rng import isolated_rng
 from slt_callbacks.data.batches import (
     Batch,
-    as_lists,
     has_rows,
     leaves,
     map_leaves,
-    signature,
     take_rows,
 )
-from slt_callbacks.data.samples import content, handed_out, move, private
+from slt_callbacks.data.checksums import fingerprint_of, sample_digests
+from slt_callbacks.data.samples import handed_out, move, private
 
 
 @dataclass(frozen=True)
@@ -133,11 +129,7 @@ class ReferenceSet:
     @cached_property
     def fingerprint(self) -> str:
         """Tells other samples from these: a checksum of their tensors and strings, and of their rows in the data."""
-        checksum = zlib.crc32(repr((self.source_size, self.indices.tolist())).encode())
-        for group in self._groups:
-            for leaf in leaves(group.batch):
-                checksum = zlib.crc32(content(leaf) or b"", checksum)
-        return f"{checksum:08x}"
+        return fingerprint_of([group.batch for group in self._groups], self.source_size, self.indices.tolist())
 
     def subset(self, places: torch.Tensor) -> ReferenceSet:
         """The samples at `places`, int64 ``(B,)`` on the CPU, in that order."""
@@ -171,21 +163,10 @@ class ReferenceSet:
     def _digests(self) -> Iterator[tuple[int, bytes]]:
         """Place of every sample, and what tells it from others; nothing for objects that may be equal or not."""
         for group in self._groups:
-            everything, own = list(leaves(group.batch)), group.rows()
-            if group.again is not None or not all(map(_is_known, everything)):
-                continue
-            shared = blake2b(signature(as_lists(group.batch), own).encode())
-            columns = []
-            for leaf, is_own in zip(everything, own, strict=True):
-                if is_own:
-                    columns.append(_entries(leaf))
-                else:
-                    shared.update(content(leaf) or b"")
-            for row, place in enumerate(group.places.tolist()):
-                digest = shared.copy()
-                for column in columns:
-                    digest.update(content(column[row]) or b"")
-                yield place, digest.digest()
+            if group.again is None:
+                yield from zip(
+                    group.places.tolist(), sample_digests(group.batch, group.rows(), group.size), strict=False
+                )
 
     def few_of_each(self, limit: int) -> torch.Tensor:
         """Places of the first `limit` samples of every shape, int64, on the CPU."""
@@ -222,14 +203,3 @@ def _rows(group: Group, rows: torch.Tensor | None, part: slice) -> Batch:
 def _parts(size: int, limit: int | None) -> list[slice]:
     step = limit or max(size, 1)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-def _is_known(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) or content(leaf) is not None
-
-
-def _entries(leaf: Any) -> Any:
-    """One entry a sample, on the CPU."""
-    if isinstance(leaf, PackedSequence):
-        return unpack_sequence(leaf)
-    return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf

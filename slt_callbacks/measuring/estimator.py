@@ -187,7 +187,7 @@ class Estimator:
             start: When the measurement began, on the clock of `time.perf_counter`; None for now.
         """
         self._panel.forget_fork()
-        self._run.fail(self._point(step, math.nan, torch.empty(0)))
+        self._run.fail(self._point(step, math.nan, torch.empty(0, device="cpu")))
         return self._record(step, Sampled(error=error), start)
 
     def automatic_step_size(self, module: nn.Module) -> float:
@@ -245,7 +245,7 @@ class Estimator:
         with self._undisturbed(module, seed_from(self.settings.seed, step, _GLOBAL_STREAM)):
             objective = self._preparation.objective(module)
             loss = float(objective.measure_fork())
-            point = self._point(step, loss, objective.at_fork if objective.per_sample else torch.empty(0))
+            point = self._point(step, loss, objective.at_fork if objective.per_sample else torch.empty(0, device="cpu"))
             probes = self._preparation.probes(objective)
             at_fork = means_at_fork(objective, probes)
             self._panel.inspect(objective, point, seed_from(self.settings.seed, step, _FORK_STREAM))

@@ -157,7 +157,7 @@ class Influence(SnapshotObservable):
         """
         names = ("bif", "within_bif", "correlation", "within_correlation")
         matrices = {name: matrix_of(result, name) for name in names}
-        rows, columns = (torch.arange(size) for size in matrices["correlation"].shape)
+        rows, columns = (torch.arange(size, device="cpu") for size in matrices["correlation"].shape)
         return matrices | {
             "indices": self._point.indices,
             "query_indices": self._point.query_indices,
@@ -205,7 +205,7 @@ class Influence(SnapshotObservable):
 
     def _empty(self) -> dict[str, Any]:
         groups = self._groups()
-        nothing = torch.full((len(groups.rows), len(groups.columns)), torch.nan, dtype=torch.float64)
+        nothing = torch.full((len(groups.rows), len(groups.columns)), torch.nan, dtype=torch.float64, device="cpu")
         result: dict[str, Any] = dict.fromkeys(("bif", "correlation", "within_bif", "within_correlation"), nothing)
         result |= {"shift": math.nan, "events": []}
         for family in families_of(self._point.indices, self._point.query_indices, groups):

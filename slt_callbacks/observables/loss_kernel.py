@@ -125,7 +125,7 @@ class LossKernel(SnapshotObservable):
             ValueError: If `result` has no matrices.
         """
         matrices = {name: matrix_of(result, name) for name in ("covariance", "within_covariance", "correlation")}
-        order = torch.arange(len(matrices["correlation"])) if self.order is None else self.order
+        order = torch.arange(len(matrices["correlation"]), device="cpu") if self.order is None else self.order
         return matrices | {"indices": self._point.indices, "order": order}
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class LossKernel(SnapshotObservable):
         names = ["trace", "effective_rank", "alignment"]
         names += ["class_contrast", "label_alignment"] if self.labels is not None else []
         matrices = ("covariance", "correlation", "within_covariance")
-        nothing = torch.full((size, size), torch.nan, dtype=torch.float64)
+        nothing = torch.full((size, size), torch.nan, dtype=torch.float64, device="cpu")
         return dict.fromkeys(matrices, nothing) | dict.fromkeys(names, math.nan)
 
     def _row_labels(self, num_rows: int) -> torch.Tensor | None:
@@ -185,7 +185,7 @@ class LossKernel(SnapshotObservable):
             and self.needs.reference_tokens
             and len(self.order) == len(self._point.indices) < size
         ):
-            tokens = torch.arange(size // len(self.order))  # an order of samples: their tokens follow
+            tokens = torch.arange(size // len(self.order), device="cpu")  # an order of samples: their tokens follow
             self.order = (self.order[:, None] * len(tokens) + tokens).flatten()
         if self.order is None or len(self.order) != size:
             self.order = display_order(correlation, self._row_labels(size))

@@ -78,7 +78,7 @@ class Member:
         """Start a measurement; it is told its key and its queries."""
         self._held = []
         if self.reads_draws:
-            rows = torch.empty(0, dtype=torch.int64) if self.queries is None else self.queries.indices
+            rows = torch.empty(0, dtype=torch.int64, device="cpu") if self.queries is None else self.queries.indices
             self.observable.reset(replace(point, key=self.key, query_indices=rows))
 
     def inspect(self, fork: ForkView) -> None:

@@ -237,4 +237,4 @@ def _described(samples: ReferenceSet) -> str:
 
 
 def _first(samples: ReferenceSet) -> Batch:
-    return samples.batches(torch.arange(1))[0][0]
+    return samples.batches(torch.arange(1, device="cpu"))[0][0]
