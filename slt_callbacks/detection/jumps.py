@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slt_callbacks.detection.noise import NoiseModel, sorted_median
+from slt_callbacks.detection.noise import sorted_median
+from slt_callbacks.detection.series import Series
 
 _Array = npt.NDArray[np.float64]
 
@@ -96,15 +97,13 @@ class JumpDetector:
             raise ValueError(f"Expected `min_jump` to be a non-negative number, but got {min_jump!r}.")
         self.sensitivity = sensitivity
         self.min_jump = float(min_jump)
-        self._steps: list[int] = []
-        self._origin = 0
+        self._series = Series()
         self._reset()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(sensitivity={self.sensitivity!r}, min_jump={self.min_jump!r})"
 
     def _reset(self) -> None:
-        self._noise = NoiseModel()
         self._start = 0  # place in the valid points where the present level begins
         self._errors: list[float] = []  # sizes of the one-step forecast errors over `scales`, sorted
         self._blocked = {1: 0, -1: 0}  # quiet forecasts that each direction still needs
@@ -117,7 +116,7 @@ class JumpDetector:
             >>> JumpDetector().phi
             nan
         """
-        return self._noise.phi
+        return self._series.noise.phi
 
     def update(
         self,
@@ -148,25 +147,21 @@ class JumpDetector:
             >>> JumpDetector().update(0, 1.0) is None
             True
         """
-        check_step(step, self._steps)
-        self._steps.append(int(step))
-        noise = self._noise
-        noise.add(value, stderr, num_chains)
-        known = noise.valid[max(self._start, len(noise.valid) - _WINDOW - _WIDTH) :]
-        if math.isnan(noise.values[-1]) or math.isnan(noise.phi) or len(known) <= _MIN_BEFORE:
+        series, noise = self._series, self._series.noise
+        series.add(step, value, stderr, num_chains)
+        place, y, scale = series.points(max(self._start, len(noise.valid) - _WINDOW - _WIDTH))
+        if series.ends_missing or math.isnan(noise.phi) or len(place) <= _MIN_BEFORE:
             return None
         # Correlated noise wanders away for longer than it scatters: a scale halfway between the two
         phi = math.sqrt(noise.phi * noise.phi_lr) * (1 + _EARLY / len(noise.valid))
-        place = np.array(known)
-        y = np.array([noise.values[i] for i in known])
-        sd = phi * np.array([noise.scales[i] for i in known])
+        sd = phi * scale
         misfit = self._forecast_error(place, y, sd, phi)
         if len(noise.valid) < _MIN_POINTS:
             return None
         for width in range(1, _WIDTH + 1):
-            if len(known) - 1 - width < _MIN_BEFORE:
+            if len(place) - 1 - width < _MIN_BEFORE:
                 break
-            event = self._test(place, y, sd * misfit, misfit, len(known) - 1 - width)
+            event = self._test(place, y, sd * misfit, misfit, len(place) - 1 - width)
             if event is not None:
                 self._start = len(noise.valid)
                 self._blocked[event.direction] = _REARM
@@ -184,8 +179,8 @@ class JumpDetector:
             >>> [jumps.update(step, 50.0 + step % 2) for step in range(10, 14)]
             [None, None, None, None]
         """
+        self._series.restart()
         self._reset()
-        self._origin = len(self._steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as builtins that survive JSON and ``torch.load(weights_only=True)``.
@@ -197,9 +192,7 @@ class JumpDetector:
         return {
             "sensitivity": self.sensitivity,
             "min_jump": self.min_jump,
-            "steps": list(self._steps),
-            "origin": self._origin,
-            "noise": self._noise.state_dict(),
+            **self._series.state_dict(),
             "start": self._start,
             "errors": list(self._errors),
             "blocked": [self._blocked[1], self._blocked[-1]],
@@ -215,8 +208,8 @@ class JumpDetector:
             'strict'
         """
         self.sensitivity, self.min_jump = state["sensitivity"], state["min_jump"]
-        self._steps, self._origin, self._start = list(state["steps"]), state["origin"], state["start"]
-        self._noise.load_state_dict(state["noise"])
+        self._series.load_state_dict(state)
+        self._start = state["start"]
         self._errors = list(state["errors"])
         self._blocked = dict(zip((1, -1), state["blocked"], strict=True))
 
@@ -244,30 +237,17 @@ class JumpDetector:
         if min(left[-2:].min(), moved.min()) <= threshold or self._blocked[side] or small:
             return None
         begin = onset + int(np.argmax(left > threshold / 2))  # the points before it only seemed to belong to the jump
-        now, first = self._origin + int(place[-1]), self._origin + int(place[begin])
+        now, first = int(place[-1]), int(place[begin])
         return JumpEvent(
-            step=self._steps[now],
-            index=now,
+            step=self._series.step(now),
+            index=self._series.index(now),
             direction=side,
             delta=delta,
             z=float(left[-2:].min()),
-            onset_step=self._steps[first],
-            onset_index=first,
+            onset_step=self._series.step(first),
+            onset_index=self._series.index(first),
             preset=self.sensitivity,
         )
-
-
-def check_step(step: int, steps: Sequence[int]) -> None:
-    """Refuse a step that does not follow the ones before it.
-
-    Raises:
-        ValueError: where `step` is not larger than the last of `steps`.
-
-    Example:
-        >>> check_step(3, [1, 2])
-    """
-    if steps and not step > steps[-1]:
-        raise ValueError(f"Expected `step` to be larger than the last one ({steps[-1]}), but got {step!r}.")
 
 
 def _forecast(
