@@ -27,7 +27,8 @@ def split_rhat(trace: torch.Tensor) -> float:
         trace: One number a draw, shape ``(chain, draw)``; any unit.
 
     Returns:
-        R-hat, or NaN with fewer than 8 draws a chain or where nothing varies.
+        R-hat, or NaN with fewer than 8 draws a chain or where no chain moves. One that stands still among others that
+        move counts as what it is, a chain without variance that disagrees with them.
 
     Source: Vehtari et al. 2021 (arXiv 1903.08008), equation 4; computed by arviz-stats.
 
@@ -51,7 +52,7 @@ def effective_sample_size(trace: torch.Tensor) -> float:
         trace: One number a draw, shape ``(chain, draw)``; any unit.
 
     Returns:
-        The effective number of draws over all chains, or NaN with fewer than 8 draws a chain or where nothing varies.
+        The effective number of draws over all chains, or NaN with fewer than 8 draws a chain or where no chain moves.
 
     Source: Vehtari et al. 2021 (arXiv 1903.08008), equation 11; computed by arviz-stats.
 
@@ -84,7 +85,7 @@ def drift(trace: torch.Tensor) -> float:
         trace: One number a draw, shape ``(chain, draw)``; any unit.
 
     Returns:
-        The signed z-score, or NaN with fewer than 16 draws a chain or where nothing varies.
+        The signed z-score, or NaN with fewer than 16 draws a chain or where no chain moves within either half.
 
     Source: Geweke 1992, with ESS in place of the spectral density.
 
@@ -97,36 +98,37 @@ def drift(trace: torch.Tensor) -> float:
         True
     """
     half = trace.shape[1] // 2
-    first, second = trace[:, :half], trace[:, trace.shape[1] - half :]
-    sizes = effective_sample_size(first), effective_sample_size(second)
-    if any(math.isnan(size) for size in sizes):
+    halves = first, second = trace[:, :half], trace[:, trace.shape[1] - half :]
+    if half < _FEWEST_DRAWS or trace.isnan().any() or not any(map(_moves, halves)):
         return math.nan
     # A chain's own offset is no drift: every chain is compared with itself, hence the variance within chains.
-    variance = sum(
-        float(part.double().var(dim=1).mean()) / _size_within(part, size)
-        for part, size in zip((first, second), sizes, strict=True)
-    )
+    variance = sum(float(part.double().var(dim=1).mean()) / _size_within(part) for part in halves if _moves(part))
     difference = second.double().mean(dim=1) - first.double().mean(dim=1)
     if len(difference) > 1:
         variance = max(variance, float(difference.var()) / len(difference))
     return float(difference.mean()) / math.sqrt(variance)
 
 
-def _size_within(trace: torch.Tensor, fallback: float) -> float:
-    """Sum of the effective sizes of single chains: chains far apart are still informative about their own drift."""
+def _size_within(trace: torch.Tensor) -> float:
+    """Sum of the effective sizes of single chains: chains far apart are still informative about their own drift.
+
+    A chain that stands still has no autocorrelation to pay for, and as little noise: it counts with all its draws.
+    """
     single = [effective_sample_size(chain[None]) for chain in trace]
-    return sum(size if not math.isnan(size) else fallback / len(single) for size in single)
+    return sum(size if not math.isnan(size) else trace.shape[1] for size in single)
+
+
+def _moves(trace: torch.Tensor) -> bool:
+    """Whether one chain at least varies; NaN does not."""
+    return len(trace) > 0 and bool((trace.amax(dim=1) > trace.amin(dim=1)).any())
 
 
 def _checked(trace: torch.Tensor) -> Array | None:
     if trace.ndim != 2:
         raise ValueError(f"Expected `trace` to have shape (chain, draw), but got {tuple(trace.shape)}.")
-    values = trace.detach().cpu().double().numpy()
-    if values.shape[0] < 1 or values.shape[1] < _FEWEST_DRAWS:
-        return None
-    if not (values.max(axis=1) > values.min(axis=1)).all():
-        return None  # a chain that does not move has no variance to compare with (NaN compares false as well)
-    return cast("Array", values)
+    if trace.shape[1] < _FEWEST_DRAWS or trace.isnan().any() or not _moves(trace):
+        return None  # where nothing moves there is no variance to compare with
+    return cast("Array", trace.detach().cpu().double().numpy())
 
 
 def _array_stats() -> Any:

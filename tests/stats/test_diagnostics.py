@@ -74,3 +74,30 @@ def test_too_few_draws_a_constant_or_a_nan_give_nan(statistic: Any, fewest: int)
 def test_a_trace_has_two_dimensions(statistic: Any) -> None:
     with pytest.raises(ValueError, match=r"Expected `trace` to have shape \(chain, draw\), but got \(5,\)"):
         statistic(torch.zeros(5))
+
+
+def test_one_chain_that_stands_still_among_four_is_an_alarm() -> None:
+    trace = 10 + autoregressive(4, 100, 0.3, 4)
+    trace[2] = 20.0
+    halves = trace.reshape(8, 50).numpy()
+    within, between = halves.var(axis=1, ddof=1).mean(), 50 * halves.mean(axis=1).var(ddof=1)
+    assert within > 0
+    assert split_rhat(trace) == pytest.approx(math.sqrt((49 / 50 * within + between / 50) / within), rel=1e-9)
+    assert split_rhat(trace) > 2.6
+    assert effective_sample_size(trace) < 10  # of 400 draws
+    others = trace[[0, 1, 3]]
+    assert abs(drift(trace)) < 3
+    assert np.sign(drift(trace)) == np.sign(drift(others))
+
+
+def test_chains_that_stop_moving_halfway_have_drifted() -> None:
+    trace = autoregressive(4, 100, 0.3, 5)
+    trace[:, 50:] = 4.0
+    assert drift(trace) > 10
+    assert drift(-trace) < -10
+    assert math.isfinite(split_rhat(trace))
+
+
+def test_where_no_chain_moves_there_is_nothing_to_say() -> None:
+    apart = torch.arange(4.0)[:, None].expand(4, 40)
+    assert all(math.isnan(statistic(apart)) for statistic in (split_rhat, effective_sample_size, drift))
