@@ -112,7 +112,7 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
     Raises:
         TypeError: As `losses_of`.
         ValueError: As `losses_of`; also if there is no gradient, or if the batch was changed in place.
-        LossFnError: If `loss_fn` raises.
+        LossFnError: If `loss_fn`, or its gradient, raises.
     """
     tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, torch.Tensor)]
     versions = [leaf._version for leaf in tensors]
@@ -128,16 +128,27 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
             f"Expected `loss_fn` to leave its batch as it is, but it changed {describe(batch)} in place: clone the "
             "tensor before writing into it."
         )
-    gradients: list[torch.Tensor | None] = []
-    if losses.requires_grad:
-        gradients = list(torch.autograd.grad(losses.mean(), parameters, allow_unused=True))
-    if all(gradient is None for gradient in gradients):
+    if not _has_gradient(losses, parameters):
         raise ValueError(
             "Expected the result of `loss_fn` to have a gradient with respect to the module it was given, but it has "
             "none: use the `module` argument (it is a copy of the live one), and no torch.no_grad(), .detach() or "
             ".item()."
         )
     return losses.ndim == 1
+
+
+def _has_gradient(losses: torch.Tensor, parameters: list[torch.Tensor]) -> bool:
+    if not losses.requires_grad:
+        return False
+    try:
+        gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+    except Exception as error:
+        raise LossFnError(
+            f"The gradient of the loss raised {type(error).__name__}: {error}. It is taken in eval mode, and for "
+            "the parameters of the module alone: a layer that has a gradient only in train mode, or that calls "
+            "`backward` inside, needs another form here (for a checkpoint use_reentrant=False)."
+        ) from error
+    return any(gradient is not None for gradient in gradients)
 
 
 def _what_to_write(loss_fn: LossFn, batch: Batch) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from slt_callbacks.basics.errors import is_out_of_memory
-from slt_callbacks.basics.isolation import undisturbed
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import seed_from
+from slt_callbacks.losses.world import own_world
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.measuring.preparation import Preparation, means_at_fork
 from slt_callbacks.measuring.sampling_run import Sampled, SamplingRun
@@ -276,5 +276,5 @@ class Estimator:
 
     @contextmanager
     def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[None]:
-        with undisturbed(module, seed), self._exchange.together():
+        with own_world(module, seed), self._exchange.together():
             yield
