@@ -18,6 +18,8 @@ else:  # LightningCLI would refuse a function that does not say that it returns 
     LossFn = Callable[[Any, Batch], Any]
 """``(module, batch) -> losses``: one a sample ``(B,)``, one a token ``(B, T)`` (averaged), or a scalar mean."""
 
+_BASES = ("LightningModule", "LightningDataModule", "DataHooks", "ModelHooks")
+
 
 def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
     """The loss to sample: `loss_fn`, or the module's own.
@@ -44,14 +46,32 @@ def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
         return loss_fn
     if callable(getattr(module, "per_sample_loss", None)):
         return _per_sample_method
-    # LightningModule itself defines a training_step that does nothing; only a class's own counts.
-    if _overrides_training_step(module):
+    if overrides(type(module), "training_step"):
         return _training_step
     raise ValueError(
         f"Expected `loss_fn`, or a method `per_sample_loss(batch)` or `training_step(batch, batch_idx)` on "
         f"{type(module).__name__}, but found none: pass a function `loss_fn(module, batch)` that returns one loss a "
         "sample."
     )
+
+
+def overrides(kind: type, name: str) -> bool:
+    """Whether a class has a method of its own where Lightning's base classes have one that does nothing.
+
+    What subclasses Lightning brings, such as its demo modules, are like a user's.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return batch.mean()
+        >>> overrides(Net, "training_step"), overrides(Net, "on_after_batch_transfer")
+        (True, False)
+    """
+    for owner in kind.__mro__:
+        if name in vars(owner):
+            package = owner.__module__.partition(".")[0]
+            return not (owner.__name__ in _BASES and package in ("lightning", "pytorch_lightning"))
+    return False
 
 
 def check_loss_fn(loss_fn: Any) -> None:
@@ -181,11 +201,6 @@ def _training_step(module: Any, batch: Batch) -> torch.Tensor:
 
 def _muted(*_args: Any, **_kwargs: Any) -> None:
     """Stands in for `log` and `log_dict` on a fork."""
-
-
-def _overrides_training_step(module: nn.Module) -> bool:
-    step = getattr(type(module), "training_step", None)
-    return step is not None and not step.__module__.startswith(("lightning.", "pytorch_lightning."))
 
 
 def _takes_batch_index(module: nn.Module) -> bool:

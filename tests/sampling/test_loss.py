@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel, DemoModel
 from torch import nn
 
 from slt_callbacks import estimate
 from slt_callbacks.basics.errors import LossFnError
-from slt_callbacks.losses.functions import check_loss, losses_of, resolve_loss
+from slt_callbacks.losses.functions import check_loss, losses_of, overrides, resolve_loss
 from slt_callbacks.weights.fork import Fork
 
 X = torch.linspace(-1, 1, 6).view(3, 2)
@@ -159,3 +161,27 @@ def test_per_sample_loss_comes_before_the_training_step() -> None:
             return self(batch).square().sum(1)
 
     assert losses_of(resolve_loss(None, Both()), Both(), X, 3).shape == (3,)
+
+
+@pytest.mark.parametrize("kind", [BoringModel, DemoModel, WithStep])
+def test_a_module_that_lightning_brings_has_a_training_step(kind: Any) -> None:
+    batch = torch.linspace(-1, 1, 96).view(3, 32)[:, : 2 if kind is WithStep else 32]
+    module = kind()
+    output = module.training_step(batch, 0)
+    expected = output["loss"] if isinstance(output, dict) else output
+    assert torch.equal(losses_of(resolve_loss(None, module), Fork(module).module, batch, 3), expected)
+
+
+def test_the_training_step_of_lightning_itself_is_none() -> None:
+    class Empty(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+    class Own(Empty):
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layer(batch).mean()
+
+    assert (overrides(Empty, "training_step"), overrides(Own, "training_step")) == (False, True)
+    with pytest.raises(ValueError, match="but found none"):
+        resolve_loss(None, Empty())
