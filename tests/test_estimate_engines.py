@@ -113,6 +113,7 @@ class TestAutomaticEngine:
         assert not one.measure(network(), 1).failed
         assert one.state_dict()["engine"] == "sequential"
 
+    @pytest.mark.filterwarnings("ignore:The loss of the same samples")
     @pytest.mark.parametrize("engine", ["auto", "vectorized"])
     @pytest.mark.parametrize("batch_size", [None, 4])
     def test_what_a_module_keeps_from_a_batched_step_does_not_reach_the_others(

@@ -141,6 +141,7 @@ class Asked:
             self.between.persistent_chains,
             self.between.store_chains,
             LightningRanks(trainer) if trainer.world_size > 1 else None,
+            transferred=self.reference is None,
         )
 
 

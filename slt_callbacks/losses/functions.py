@@ -74,6 +74,10 @@ def overrides(kind: type, name: str) -> bool:
     return False
 
 
+def muted(*_args: Any, **_kwargs: Any) -> None:
+    """Stands in for `log` and its like on a fork."""
+
+
 def check_loss_fn(loss_fn: Any) -> None:
     """Refuse what cannot be a loss function.
 
@@ -173,6 +177,7 @@ def _has_gradient(losses: torch.Tensor, parameters: list[torch.Tensor]) -> bool:
 
 def _what_to_write(loss_fn: LossFn, batch: Batch) -> str:
     """How a loss function that raised may be mended."""
+    loss_fn = getattr(loss_fn, "loss_fn", loss_fn)  # of a measurement's loss, the user's own
     if loss_fn is _training_step:
         hint = "Pass `loss_fn` instead of relying on `training_step`."
     elif loss_fn is _per_sample_method:
@@ -191,16 +196,12 @@ def _per_sample_method(module: Any, batch: Batch) -> torch.Tensor:
 
 def _training_step(module: Any, batch: Batch) -> torch.Tensor:
     # Instance attributes of a private fork: the class, and the live module, keep their logging.
-    module.log = module.log_dict = _muted
+    module.log = module.log_dict = muted
     output = module.training_step(batch, 0) if _takes_batch_index(module) else module.training_step(batch)
     loss: torch.Tensor = output["loss"] if isinstance(output, dict) else output
     if isinstance(loss, torch.Tensor) and loss.numel() == 1:
         return loss.reshape(())
     return loss
-
-
-def _muted(*_args: Any, **_kwargs: Any) -> None:
-    """Stands in for `log` and `log_dict` on a fork."""
 
 
 def _takes_batch_index(module: nn.Module) -> bool:

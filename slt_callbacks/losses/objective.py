@@ -9,6 +9,7 @@ import torch
 from slt_callbacks.data.batches import Batch
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.losses.functions import LossFn, losses_of
+from slt_callbacks.losses.measured import TOGETHER, MeasuredLoss
 from slt_callbacks.losses.singles import Singles
 from slt_callbacks.weights.fork import Fork
 
@@ -18,7 +19,7 @@ class Objective:
 
     Args:
         fork: Where the losses are taken; the caller moves it.
-        loss_fn: From `resolve_loss`.
+        loss_fn: From `resolve_loss`, or a `MeasuredLoss`: such a one may draw random numbers, or compare samples.
         reference: The reference set.
         per_sample: Whether `loss_fn` gives one loss a sample, as `check_loss` found.
         batch_size: Samples in a minibatch; None for the whole set.
@@ -56,7 +57,8 @@ class Objective:
         self.at_fork = torch.empty(0, device="cpu")
         self.loss_fn = loss_fn
         self._reference = reference.to(fork.device, fork.dtype)
-        self._block_size = block_size
+        self._measured = loss_fn if isinstance(loss_fn, MeasuredLoss) else None
+        self._block_size = self._block(block_size)
         self._singles = Singles(loss_fn, fork.module, singles_at_once)
 
     def __len__(self) -> int:
@@ -71,12 +73,20 @@ class Objective:
     def measure_fork(self) -> torch.Tensor:
         """Put the fork at w*, fill `at_fork`, and return the mean loss there, shape ``()``."""
         self.fork.reset()
-        if self.per_sample or self.batch_size is None:
-            self.at_fork = self.losses().reshape(-1)
+        if self._measured is None:
+            self.at_fork = self._losses_at_fork()
         else:
-            blocks = torch.arange(len(self), device="cpu").view(-1, self.batch_size)
-            self.at_fork = torch.stack([self.losses(block) for block in blocks])
+            known = len(self._measured.numbers.sources)
+            with self._measured.numbers.watch():
+                self.at_fork = self._losses_at_fork()
+            if len(self._measured.numbers.sources) > known:  # it has drawn what it should have in common with draws
+                self.at_fork = self._losses_at_fork()
         return self.at_fork.mean()
+
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether the loss draws random numbers, as `measure_fork` has found."""
+        return self._measured is not None and self._measured.numbers.active
 
     @torch.no_grad()
     def losses(self, places: torch.Tensor | None = None) -> torch.Tensor:
@@ -88,7 +98,11 @@ class Objective:
         """One loss a sample, ``(B,)``; a loss function that gives a mean only is asked about batches of one."""
         if self.per_sample:
             return self.losses(places)
-        return self._in_order([(self._singles(batch, len(where)), where) for batch, where in self.batches(places)])
+        parts = []
+        for batch, where in self.batches(places):
+            own = where if places is None else places[where]
+            parts.append((self._singles(batch, len(where), own if self.draws_numbers else None), where))
+        return self._in_order(parts)
 
     def losses_and_gradient(self, places: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Losses at the present position and the gradient of their mean.
@@ -132,6 +146,8 @@ class Objective:
         """Mean loss minus the mean loss at w* of the same samples, shape ``()`` (methods: pairing)."""
         if places is None:
             return (losses - self.at_fork).mean()
+        if self.per_sample and (self.draws_numbers or self._is_coupled):
+            return (losses - self._again_at_fork(places)).mean()
         if self.per_sample:
             return (losses - self.at_fork[places.to(losses.device, non_blocking=True)]).mean()
         return losses - self.at_fork[int(places[0]) // len(places)]
@@ -149,8 +165,46 @@ class Objective:
                 order = blocks[torch.randperm(num_batches, generator=generator, device="cpu")].flatten()
             yield from order.view(num_batches, self.batch_size)
 
+    def set_numbers(self, where: torch.Tensor, places: torch.Tensor | None = None) -> None:
+        """Let a loss that draws random numbers draw those of the samples that stand at `where` among `places`."""
+        if self._measured is not None and self._measured.numbers.active:
+            self._measured.numbers.set_for(where if places is None else places[where])
+
+    def _losses_at_fork(self) -> torch.Tensor:
+        if self.per_sample or self.batch_size is None:
+            return self.losses().reshape(-1)
+        blocks = torch.arange(len(self)).view(-1, self.batch_size)
+        return torch.stack([self.losses(block) for block in blocks])
+
+    @property
+    def _is_coupled(self) -> bool:
+        return self._measured is not None and self._measured.manner.coupled
+
+    def _block(self, most: int | None) -> int | None:
+        """Samples in a forward pass; where their loss depends on how many they are, that is what is trained."""
+        if self._measured is None or not self._measured.manner.coupled:
+            return most
+        together = min(most or self.batch_size or self._measured.together or TOGETHER, len(self))
+        num_blocks = -(-len(self) // together)
+        return -(-len(self) // num_blocks)  # of one size as nearly as can be: a remainder of one has no others
+
+    @torch.no_grad()
+    def _again_at_fork(self, places: torch.Tensor) -> torch.Tensor:
+        """Losses at w* of the very batch that a chain has seen, whose numbers, or other samples, are its own.
+
+        It costs a forward pass a draw, and a copy of the position while it lasts.
+        """
+        position = self.fork.position
+        here = position.clone()
+        for piece, anchor in zip(self.fork.pieces, self.fork.anchor_pieces(), strict=True):
+            piece.of(position).copy_(anchor)
+        losses = self.losses(places)
+        position.copy_(here)
+        return losses
+
     def _forward(self, places: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch, where in self.batches(places):
+            self.set_numbers(where, places)
             yield losses_of(self.loss_fn, self.fork.module, batch, len(where)), where
 
     def _joined(self, parts: list[tuple[torch.Tensor, torch.Tensor]], places: torch.Tensor | None) -> torch.Tensor:

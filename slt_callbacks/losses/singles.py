@@ -11,7 +11,7 @@ from torch.func import vmap
 from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.data.batches import Batch, has_rows, leaves, map_leaves, take_rows
 from slt_callbacks.losses.functions import LossFn, losses_of
-from slt_callbacks.weights.copies import twin_of
+from slt_callbacks.losses.measured import MeasuredLoss, twin_for
 
 
 class Singles:
@@ -35,21 +35,32 @@ class Singles:
         self._at_once = at_once
         self._twin: nn.Module | None = None
 
-    def __call__(self, batch: Batch, size: int) -> torch.Tensor:
-        """One loss a sample, ``(size,)``, in the order of the batch."""
-        if self._at_once:
+    def __call__(self, batch: Batch, size: int, places: torch.Tensor | None = None) -> torch.Tensor:
+        """One loss a sample, ``(size,)``, in the order of the batch.
+
+        Args:
+            batch: The samples.
+            size: How many.
+            places: Of a loss that draws random numbers: where the samples stand in the reference set, ``(size,)``.
+        """
+        if self._at_once and places is None:
             try:
                 return self.at_once(batch, size)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 self._at_once = False  # vmap meets the user's code, and refuses in many ways
-        return self.one_by_one(batch, size)
+        return self.one_by_one(batch, size, places)
 
-    def one_by_one(self, batch: Batch, size: int) -> torch.Tensor:
+    def one_by_one(self, batch: Batch, size: int, places: torch.Tensor | None = None) -> torch.Tensor:
         """The same in a loop."""
-        singles = [take_rows(batch, torch.tensor([row], device="cpu"), size) for row in range(size)]
-        return torch.stack([losses_of(self._loss_fn, self._module, single, 1).mean() for single in singles])
+        losses = []
+        for row in range(size):
+            if places is not None and isinstance(self._loss_fn, MeasuredLoss):
+                self._loss_fn.numbers.set_for(places[row : row + 1])
+            single = take_rows(batch, torch.tensor([row], device="cpu"), size)
+            losses.append(losses_of(self._loss_fn, self._module, single, 1).mean())
+        return torch.stack(losses)
 
     def at_once(self, batch: Batch, size: int) -> torch.Tensor:
         """The same in one program.
@@ -59,7 +70,7 @@ class Singles:
             RuntimeError: If `torch.vmap` refuses the module.
         """
         if self._twin is None:
-            self._twin = twin_of(self._module)
+            self._twin = twin_for(self._loss_fn, self._module)
         twin, rows = self._twin, [leaf for leaf in leaves(batch) if has_rows(leaf, size)]
         if not all(isinstance(row, torch.Tensor) for row in rows):
             raise TypeError("only tensors can be batched")

@@ -19,6 +19,7 @@ class TokenObjective(Objective):
         """One loss a token, ``(B * T,)``, sample by sample."""
         parts = []
         for batch, where in self.batches(places):
+            self.set_numbers(where, places)
             losses = self.loss_fn(self.fork.module, batch)
             if losses.ndim != 2 or len(losses) != len(where):
                 raise ValueError(

@@ -11,10 +11,11 @@ import torch.utils.checkpoint
 from torch import nn
 
 from slt_callbacks.basics.rng import isolated_rng
+from slt_callbacks.losses.generators import own_generators, put_back, source_of
 
 
 @contextmanager
-def own_world(module: nn.Module, seed: int) -> Iterator[None]:
+def own_world(module: nn.Module, seed: int, loss_fn: Any = None) -> Iterator[None]:
     """Sampling in its own world: own random numbers, gradients on, one way to a loss; put back whatever happens.
 
     * No autocast: chains run in full precision.
@@ -26,6 +27,7 @@ def own_world(module: nn.Module, seed: int) -> Iterator[None]:
     Args:
         module: The live module, which says where it is.
         seed: Of the global generators inside.
+        loss_fn: The user's: generators that it or the module holds are put back too.
 
     Example:
         >>> with torch.no_grad(), own_world(nn.Linear(1, 1), seed=0):
@@ -37,6 +39,7 @@ def own_world(module: nn.Module, seed: int) -> Iterator[None]:
     device = next((parameter.device.type for parameter in module.parameters()), "cpu")
     with ExitStack() as stack:
         stack.enter_context(isolated_rng(seed))
+        stack.enter_context(put_back(map(source_of, own_generators(module, loss_fn))))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device, enabled=False))

@@ -52,6 +52,8 @@ class Estimator:
         persistent: Whether chains go on from where the last measurement left them (memory: chains x parameters).
         store_chains: Where they wait for the next measurement: "device", where the module is, or "cpu".
         ranks: The processes that share the chains; None for this one alone. All must measure the same weights together.
+        transferred: Whether the samples are training batches that have been through the module's transfer hooks.
+        together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
 
     Raises:
         TypeError: If an observable lacks a method, `loss_fn` cannot be called, or `seed` is no integer.
@@ -77,6 +79,8 @@ class Estimator:
         persistent: bool = False,
         store_chains: Literal["device", "cpu"] = "device",
         ranks: Ranks | None = None,
+        transferred: bool = False,
+        together: int | None = None,
     ) -> None:
         if store_chains not in ("device", "cpu"):
             raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
@@ -86,7 +90,10 @@ class Estimator:
             self._panel = Panel(observables)
             self._panel.share_queries(self._exchange.first)
             self._panel.check(reference)
-        self._preparation = Preparation(reference, loss_fn, self._panel, self.config, self._exchange)
+        self._loss_fn = loss_fn
+        self._preparation = Preparation(
+            reference, loss_fn, self._panel, self.config, self._exchange, transferred, together
+        )
         self._targets = {
             name: Target(
                 self.config, self.settings.posterior, seed, self._exchange, persistent, store_chains == "cpu", name
@@ -276,5 +283,5 @@ class Estimator:
 
     @contextmanager
     def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[None]:
-        with own_world(module, seed), self._exchange.together():
+        with own_world(module, seed, self._loss_fn), self._exchange.together():
             yield

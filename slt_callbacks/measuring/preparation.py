@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from slt_callbacks.basics.ranks import Exchange
-from slt_callbacks.data.batches import Batch, map_leaves
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.losses.functions import LossFn, check_loss_fn, resolve_loss
+from slt_callbacks.losses.measured import Manner, MeasuredLoss
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.losses.probes import Probe, split_from
 from slt_callbacks.losses.rehearsal import Rehearsal
@@ -32,6 +32,8 @@ class Preparation:
         panel: Says what observables ask for.
         config: Says how many samples a step and a forward pass take.
         exchange: The processes of the run; rank 0's buffers are everybody's.
+        transferred: Whether the samples are training batches that have been through the module's transfer hooks.
+        together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
 
     Example:
         >>> from slt_callbacks.basics.ranks import Alone
@@ -43,7 +45,14 @@ class Preparation:
     """
 
     def __init__(
-        self, reference: ReferenceSet, loss_fn: LossFn | None, panel: Panel, config: SamplerConfig, exchange: Exchange
+        self,
+        reference: ReferenceSet,
+        loss_fn: LossFn | None,
+        panel: Panel,
+        config: SamplerConfig,
+        exchange: Exchange,
+        transferred: bool = False,
+        together: int | None = None,
     ) -> None:
         check_loss_fn(loss_fn)
         self._reference = reference
@@ -52,7 +61,8 @@ class Preparation:
         self._config = config
         self._exchange = exchange
         self._block_size = config.block_size
-        self._per_sample: bool | None = None  # None: the loss has not been tried yet
+        self._transferred, self._together = transferred, together
+        self._manner: Manner | None = None  # None: the loss has not been tried yet
         self._singles_at_once = False
         self._queries = {
             key: split_from(samples, reference) if panel.reference_losses else (samples, None)
@@ -61,7 +71,7 @@ class Preparation:
 
     def try_again(self) -> None:
         """Try the loss at the next objective, as at the first."""
-        self._per_sample = None
+        self._manner = None
 
     def halve_block(self) -> int | None:
         """Half the samples of a forward pass, once in a run; None where they have been halved, or are one."""
@@ -82,18 +92,21 @@ class Preparation:
         # A loss function was written for this and only reads; a training step may keep a running average of weights.
         fork = Fork(module, share_frozen=self._loss_fn is not None)
         self._share_buffers(fork)
-        loss_fn = resolve_loss(self._loss_fn, module)
-        if self._per_sample is None:
-            self._per_sample = self._rehearse(fork, loss_fn)
+        manner = Manner(transferred=self._transferred) if self._manner is None else self._manner
+        loss_fn = MeasuredLoss(resolve_loss(self._loss_fn, module), module, fork, manner, self._together)
+        if self._manner is None:
+            self._rehearse(fork, loss_fn)
+            self._manner = manner
             fork.reset()
-        return self._asked(Objective, fork, _on_copies(loss_fn), self._reference, self._config.batch_size)
+        return self._asked(Objective, fork, loss_fn, self._reference, self._config.batch_size)
 
     def probes(self, objective: Objective) -> dict[str, Probe]:
         """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
         fork, loss_fn = objective.fork, objective.loss_fn
         probes = {}
         for key, (samples, places) in self._queries.items():
-            asked = None if samples is None else self._asked(Objective, fork, loss_fn, samples)
+            raw = loss_fn.of_raw() if isinstance(loss_fn, MeasuredLoss) else loss_fn
+            asked = None if samples is None else self._asked(Objective, fork, raw, samples)
             probes[key] = Probe(asked, None if places is None else places.to(fork.device))
         for key in self._panel.reference_tokens:
             probes[key] = Probe(self._asked(TokenObjective, fork, loss_fn, self._reference))
@@ -107,15 +120,16 @@ class Preparation:
         samples: ReferenceSet,
         batch_size: int | None = None,
     ) -> Objective:
-        return kind(fork, loss_fn, samples, bool(self._per_sample), batch_size, self._block_size, self._singles_at_once)
+        per_sample = self._manner is not None and self._manner.per_sample
+        return kind(fork, loss_fn, samples, per_sample, batch_size, self._block_size, self._singles_at_once)
 
     def _share_buffers(self, fork: Fork) -> None:
         """Ranks train on batches of their own, so BatchNorm's averages differ: rank 0's are those of a checkpoint."""
         if self._exchange.size > 1:
             fork.set_buffers(self._exchange.first([buffer.cpu() for buffer in fork.buffers()]))
 
-    def _rehearse(self, fork: Fork, loss_fn: LossFn) -> bool:
-        """Try the loss in every way in which it will be asked; returns whether it gives one a sample."""
+    def _rehearse(self, fork: Fork, loss_fn: LossFn) -> None:
+        """Try the loss in every way in which it will be asked, and tell what is odd about it."""
         rehearsal, panel = Rehearsal(fork, loss_fn, self._reference), self._panel
         per_sample = rehearsal.samples()
         samples_wanted = bool(panel.reference_losses or panel.queries)
@@ -136,7 +150,8 @@ class Preparation:
                 "less.",
                 "all at once" if self._singles_at_once else "in a loop",
             )
-        return per_sample
+        for remark in rehearsal.remarks if self._exchange.rank == 0 else ():
+            warnings.warn(remark, stacklevel=2)
 
 
 def means_at_fork(objective: Objective, probes: Mapping[str, Probe]) -> dict[str, float]:
@@ -148,12 +163,3 @@ def means_at_fork(objective: Objective, probes: Mapping[str, Probe]) -> dict[str
         key: float(probe.losses(lambda asked: [asked.sample_losses()], [known])[0].mean())
         for key, probe in probes.items()
     }
-
-
-def _on_copies(loss_fn: LossFn) -> LossFn:
-    """The batch may be the kept reference set itself, where whatever a loss function writes would stay."""
-
-    def on_copies(module: nn.Module, batch: Batch) -> torch.Tensor:
-        return loss_fn(module, map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, batch))
-
-    return on_copies

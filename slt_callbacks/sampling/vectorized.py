@@ -12,12 +12,12 @@ from torch.func import functional_call, grad, vmap
 
 from slt_callbacks.data.batches import Batch, map_leaves
 from slt_callbacks.losses.functions import losses_of
+from slt_callbacks.losses.measured import twin_for
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.chains import Chain
 from slt_callbacks.sampling.dynamics import Dynamics, State
 from slt_callbacks.sampling.engine import Halt, Point, put_back
 from slt_callbacks.sampling.posterior import LocalPosterior
-from slt_callbacks.weights.copies import twin_of
 
 Program = Callable[["LossesAt", torch.Tensor, Batch, int | None, float, int], tuple[torch.Tensor, torch.Tensor]]
 """What `chain_gradients` is, as it stands or compiled."""
@@ -124,6 +124,8 @@ class VectorizedEngine:
 
     def _losses_and_gradients(self, places: list[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses ``(C, B)``, or ``(C,)`` where they come as a mean, and gradients of their means ``(C, P)``."""
+        if self.objective.draws_numbers:
+            raise RuntimeError("the loss draws random numbers, which are those of a batch, and chains have their own")
         total = len(self.objective) if places[0] is None else len(places[0])
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         gradients: torch.Tensor | None = None
@@ -246,7 +248,7 @@ class _Holder(nn.Module):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.module = twin_of(objective.fork.module)
+        self.module = twin_for(objective.loss_fn, objective.fork.module)
         self._loss_fn = objective.loss_fn
 
     def forward(self, batch: Batch, size: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Fork:
         module: The copy; its trainable parameters are views of `position`.
         position: The chain's weights, float32 or float64, shape ``(P,)``.
         parameters: The selected parameters of `module`, views of `position`, in the order of `named_parameters`.
+        own: The same by the `id` of the live parameter that each stands for.
         anchor: The live parameters, detached and flat, in the same order.
         pieces: How to walk through `position` without a temporary of its size.
 
@@ -66,7 +67,8 @@ class Fork:
             self.parameters.append(nn.Parameter(view))
             start += parameter.numel()
         self.pieces = pieces_of([parameter.numel() for parameter in live], self.device.type)
-        replaced = dict(zip(map(id, live), self.parameters, strict=True))
+        self.own = dict(zip(map(id, live), self.parameters, strict=True))
+        replaced = dict(self.own)
         self._frozen: list[tuple[torch.Tensor, torch.Tensor]] = []  # the fork's own, and the live one
         for parameter in () if share_frozen else module.parameters():
             if id(parameter) not in replaced:

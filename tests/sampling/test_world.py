@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from slt_callbacks import SGLD, Influence, LossKernel, SamplerConfig, estimate
 from slt_callbacks.basics.errors import LossFnError
+from slt_callbacks.losses import measured
+from slt_callbacks.losses.measured import MeasuredLoss
 from slt_callbacks.losses.world import own_world
+from slt_callbacks.weights.fork import Fork
 from tests.problems import Weights, llc, settings
 
 # At a localization of 1e9 a chain with a step of 1e-12 stays where it is.
@@ -195,3 +198,53 @@ def test_a_backward_pass_that_raises_says_what_to_write() -> None:
 
     with pytest.raises(LossFnError, match=r"gradient of the loss raised RuntimeError: only .backward\(\) will do"):
         estimate(nn.Linear(3, 1), [torch.ones(6, 3)], lambda m, x: Refuses.apply(m(x))[:, 0], sampler=settings())
+
+
+# Recurrent layers, which on a GPU have a gradient in train mode alone
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = kind(3, 4, num_layers=2, dropout=0.5, batch_first=True)
+        self.head, self.drop = nn.Linear(4, 1), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.drop(self.layer(x)[0]))[:, -1]
+        return out
+
+
+class Own(nn.LSTM):
+    def forward(self, *args: Any) -> Any:  # may ask `self.training` itself
+        return super().forward(*args)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_in_train_mode_on_a_gpu_and_give_what_they_do_in_eval_mode(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = Recurrent(kind).train(), torch.linspace(-1, 1, 60).view(4, 5, 3)
+    expected = Recurrent(kind).eval()(x)
+    fork = Fork(module)
+    loss = MeasuredLoss(lambda m, b: m(b)[:, 0], module, fork)
+    assert not fork.module.layer.training, "on a CPU there is no need"
+    monkeypatch.setattr(measured, "_device_of", lambda part: "cuda")
+    twin = loss.attend(Fork(module).module)
+    assert twin.layer.training
+    assert not twin.drop.training
+    torch.testing.assert_close(twin(x), expected)
+    assert (module.layer.dropout, Recurrent(Own).layer.dropout) == (0.5, 0.5)
+    own = loss.attend(Fork(Recurrent(Own)).module)
+    assert not own.layer.training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN is on GPUs")
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_sampled_on_a_gpu(kind: Any) -> None:
+    x = torch.linspace(-1, 1, 60).view(4, 5, 3)
+    found = [
+        llc(estimate(Recurrent(kind).to(device), [x], lambda m, b: m(b).square()[:, 0], sampler=settings(1e-12)))
+        for device in ("cpu", "cuda")
+    ]
+    assert found[1] == pytest.approx(found[0], abs=1e-3)

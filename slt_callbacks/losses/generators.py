@@ -1,0 +1,166 @@
+"""The random generators that a loss may draw from: the global ones, the module's own, and those of a loss function."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import random
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_OWN = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+# From a loss function to a generator: its closure, an object there, a list in it, and what the list holds.
+_DEEPEST, _MOST_LOOKED_AT = 4, 2000
+
+
+@dataclass(frozen=True)
+class Source:
+    """One generator, whosever make it is.
+
+    Attributes:
+        get: Its state.
+        put: Puts a state back.
+        seed: Starts it anew from a number of 32 bits.
+    """
+
+    get: Callable[[], Any]
+    put: Callable[[Any], object]
+    seed: Callable[[int], object]
+
+
+def global_sources() -> list[Source]:
+    """Those of torch, of a GPU that is in use, of numpy and of `random`."""
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    return [
+        *map(source_of, (torch.default_generator, *cuda)),
+        Source(np.random.get_state, np.random.set_state, np.random.seed),
+        Source(random.getstate, random.setstate, random.seed),
+    ]
+
+
+def source_of(generator: Any) -> Source:
+    """A generator of torch, numpy or `random` as a `Source`.
+
+    Example:
+        >>> own = random.Random(3)
+        >>> source = source_of(own)
+        >>> source.seed(5)
+        >>> own.random() == random.Random(5).random()
+        True
+    """
+    if isinstance(generator, torch.Generator):
+        return Source(generator.get_state, generator.set_state, generator.manual_seed)
+    if isinstance(generator, np.random.RandomState):
+        return Source(generator.get_state, generator.set_state, generator.seed)
+    if isinstance(generator, random.Random):
+        return Source(generator.getstate, generator.setstate, generator.seed)
+    bits = generator.bit_generator
+
+    def put(state: Any) -> None:
+        bits.state = state
+
+    return Source(lambda: bits.state, put, lambda seed: put(type(bits)(seed).state))
+
+
+def own_generators(module: nn.Module, *functions: Any) -> list[Any]:
+    """Generators that a module and its parts hold, and those that functions reach.
+
+    Args:
+        module: Looked through at all its parts.
+        functions: What they close over, are bound to, have as defaults or name among their module's variables.
+
+    Returns:
+        Each generator once; none of the global ones.
+
+    Example:
+        >>> generator = torch.Generator()
+        >>> own_generators(nn.Linear(1, 1), lambda module, x: torch.rand(3, generator=generator)) == [generator]
+        True
+    """
+    found: dict[int, Any] = {}
+    looked_at: set[int] = set()
+    waiting: list[tuple[Any, int]] = [(module, 0), *((function, 0) for function in functions)]
+    while waiting and len(looked_at) < _MOST_LOOKED_AT:
+        value, depth = waiting.pop(0)
+        if id(value) in looked_at:
+            continue
+        looked_at.add(id(value))
+        if isinstance(value, _OWN):
+            found[id(value)] = value
+        elif isinstance(value, nn.Module):
+            waiting.extend((inner, depth + 1) for part in value.modules() for inner in _attributes(part))
+        elif depth < _DEEPEST:
+            waiting.extend((inner, depth + 1) for inner in _reached_from(value))
+    everywhere = {id(generator) for generator in (torch.default_generator, *torch.cuda.default_generators)}
+    return [generator for key, generator in found.items() if key not in everywhere]
+
+
+@contextmanager
+def put_back(sources: Iterable[Source]) -> Iterator[None]:
+    """Run a block, and put the generators back as they were, whatever happens.
+
+    Example:
+        >>> own = random.Random(3)
+        >>> with put_back([source_of(own)]):
+        ...     _ = own.random()
+        >>> own.random() == random.Random(3).random()
+        True
+    """
+    states = [(source, source.get()) for source in sources]
+    try:
+        yield
+    finally:
+        for source, state in states:
+            source.put(state)
+
+
+def is_same(before: Any, after: Any) -> bool:
+    """Whether two states of one source are the same."""
+    if isinstance(before, torch.Tensor):
+        return torch.equal(before, after)
+    return pickle.dumps(before) == pickle.dumps(after)
+
+
+def _attributes(part: nn.Module) -> Iterator[Any]:
+    """What a module holds beside its weights and parts."""
+    for name, value in vars(part).items():
+        if name not in ("_parameters", "_buffers", "_modules", "_trainer") and not _is_plain(value):
+            yield value
+
+
+def _reached_from(value: Any) -> Iterator[Any]:
+    inner: Iterable[Any] = ()
+    if isinstance(value, functools.partial):
+        inner = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        inner = (value.__self__, value.__func__)
+    elif isinstance(value, types.FunctionType):
+        cells = (cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
+        named = (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
+        inner = (*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+    elif isinstance(value, Mapping):
+        inner = value.values() if type(value).__module__ in ("builtins", "collections") else ()
+    elif isinstance(value, (list, tuple, set)):
+        inner = value
+    elif not isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
+        inner = getattr(value, "__dict__", {}).values()
+    yield from (each for each in inner if not _is_plain(each))
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # a name that is yet to be bound
+        return False
+    return True
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float, str, bytes, torch.Tensor, np.ndarray, np.generic))
