@@ -6,7 +6,8 @@ import functools
 import pickle
 import random
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +87,9 @@ def own_generators(module: nn.Module, *functions: Any) -> list[Any]:
     """
     found: dict[int, Any] = {}
     looked_at: set[int] = set()
-    waiting: list[tuple[Any, int]] = [(module, 0), *((function, 0) for function in functions)]
+    waiting: deque[tuple[Any, int]] = deque([(module, 0), *((function, 0) for function in functions)])
     while waiting and len(looked_at) < _MOST_LOOKED_AT:
-        value, depth = waiting.pop(0)
+        value, depth = waiting.popleft()
         if id(value) in looked_at:
             continue
         looked_at.add(id(value))
@@ -129,9 +130,11 @@ def is_same(before: Any, after: Any) -> bool:
 
 
 def _attributes(part: nn.Module) -> Iterator[Any]:
-    """What a module holds beside its weights and parts."""
+    """What a module holds beside its weights and parts; most of it is flags, and dicts of hooks that are empty."""
     for name, value in vars(part).items():
-        if name not in ("_parameters", "_buffers", "_modules", "_trainer") and not _is_plain(value):
+        if type(value) in (bool, dict, OrderedDict, set) and not value:
+            continue
+        if not _is_plain(value) and name not in ("_parameters", "_buffers", "_modules", "_trainer"):
             yield value
 
 
@@ -145,8 +148,8 @@ def _reached_from(value: Any) -> Iterator[Any]:
         cells = (cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
         named = (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
         inner = (*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
-    elif isinstance(value, Mapping):
-        inner = value.values() if type(value).__module__ in ("builtins", "collections") else ()
+    elif isinstance(value, dict):
+        inner = value.values()
     elif isinstance(value, (list, tuple, set)):
         inner = value
     elif not isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):

@@ -18,7 +18,7 @@ from slt_callbacks.losses.tokens import TokenObjective
 from slt_callbacks.weights.fork import Fork
 
 _LOOKED_AT = 64  # samples among which two of one shape are looked for
-_CLOSE = 1e-3  # beyond rounding, also that of a GPU's atomics
+_CLOSE = 5e-3  # beyond rounding, also in TF32 and with a GPU's atomics
 _PAIRS = ((0, 1), (1, 2), (0, 2))
 _SEEDS = 8  # of a loss that draws numbers: enough to tell it from twice as much
 

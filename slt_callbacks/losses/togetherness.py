@@ -8,7 +8,7 @@ from typing import Literal
 
 Structure = Literal["mean", "sum", "compares"]
 
-_CLOSE = 1e-3  # of the largest number involved: beyond rounding, and far below what samples differ by
+_CLOSE = 5e-3  # of the largest number involved: beyond rounding in TF32, and far below what samples differ by
 
 
 def structure(alone: Sequence[float], pairs: Mapping[tuple[int, int], float]) -> Structure:
@@ -64,7 +64,7 @@ def _is_weighted_mean(alone: Sequence[float], pairs: Mapping[tuple[int, int], fl
     for (i, j), pair in pairs.items():
         if not min(alone[i], alone[j]) - close <= pair <= max(alone[i], alone[j]) + close:
             return False
-        if abs(pair - alone[j]) > 10 * close and abs(alone[i] - pair) > 10 * close:
+        if abs(pair - alone[j]) > 4 * close and abs(alone[i] - pair) > 4 * close:
             ratios[i, j] = (pair - alone[j]) / (alone[i] - pair)
     if len(ratios) < 3:
         return True  # nothing speaks against it
