@@ -173,7 +173,7 @@ class Objective:
     def _losses_at_fork(self) -> torch.Tensor:
         if self.per_sample or self.batch_size is None:
             return self.losses().reshape(-1)
-        blocks = torch.arange(len(self)).view(-1, self.batch_size)
+        blocks = torch.arange(len(self), device="cpu").view(-1, self.batch_size)
         return torch.stack([self.losses(block) for block in blocks])
 
     @property

@@ -111,7 +111,8 @@ def test_a_loss_that_past_losses_weigh_is_that_of_the_fork_in_every_chain() -> N
 
     module = Weighs(deque(maxlen=100), lambda held, loss: held.append(loss.detach()))
     module.held.append(module(X).mean())
-    estimate(module, [X], sampler=settings(1e-3, num_draws=4, num_chains=2, engine="sequential"))
+    with pytest.warns(UserWarning, match="it keeps something from call to call"):
+        estimate(module, [X], sampler=settings(1e-3, num_draws=4, num_chains=2, engine="sequential"))
     assert seen[-4:] == seen[-8:-4] == [1, 2, 3, 4]
     assert len(module.held) == 1
 
