@@ -42,6 +42,7 @@ from tests.processes import on_ranks
 from tests.training import Regression, data, fit, monitor, square_error
 
 _CLOCK = ("seconds", "overhead")  # names of what the clock decides
+_LATER = ("num_parameters",)  # names of numbers that earlier versions did not give
 Case = Callable[[Path], Any]
 
 
@@ -61,7 +62,7 @@ def _parts(value: Any) -> Iterator[bytes]:
         yield f"{value.dtype} {value.shape}".encode() + value.tobytes()
     elif isinstance(value, Mapping):
         for name in sorted(value, key=str):
-            if not str(name).endswith(_CLOCK):
+            if not str(name).endswith(_CLOCK + _LATER):
                 yield str(name).encode()
                 yield from _parts(value[name])
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -242,7 +243,7 @@ def files_in(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".csv":
             rows = [line.split(",") for line in path.read_text().splitlines()]
-            keep = [place for place, name in enumerate(rows[0] if rows else []) if not name.endswith(_CLOCK)]
+            keep = [place for place, name in enumerate(rows[0] if rows else []) if not name.endswith(_CLOCK + _LATER)]
             content[path.name] = [[row[place] for place in keep if place < len(row)] for row in rows]
         elif path.suffix == ".npz":
             with np.load(path) as arrays:

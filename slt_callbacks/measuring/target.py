@@ -20,6 +20,7 @@ from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.dynamics import Dynamics, resolve_step_size
 from slt_callbacks.sampling.engine import Engine
 from slt_callbacks.sampling.engine_choice import EngineChoice
+from slt_callbacks.sampling.langevin import AUTO_STEP_BIAS
 from slt_callbacks.sampling.memory import ChainMemory
 from slt_callbacks.sampling.posterior import LocalPosterior
 
@@ -28,6 +29,10 @@ _CURVATURE_STREAM = 201  # apart from the streams of the chains, which start at 
 # Where the curvature of the loss has grown so far that this is exceeded, an "auto" step is halved: beyond it the bias
 # is as large as the usual standard error, and an LLC that rises may be nothing else.
 _MOST_STEP_BIAS = 0.05
+# Where it has fallen so far that the step could be eight times as long, chains crawl: a step that was found where
+# BatchNorm's averages lagged behind would see nothing for the rest of the run. A curvature that wanders by less leaves
+# the series whole.
+_LEAST_STEP_BIAS = AUTO_STEP_BIAS / 8
 
 
 class Target:
@@ -79,6 +84,7 @@ class Target:
         self._engines = EngineChoice(config)
         self._direction: torch.Tensor | None = None  # of the largest curvature at the last measurement
         self._new_direction: torch.Tensor | None = None  # at this one, which may yet be cut short
+        self._num_parameters = 0
 
     @property
     def expected_steps(self) -> int:
@@ -115,13 +121,15 @@ class Target:
         return float(self._exchange.first(curvature))
 
     def settle(self, curvature: float) -> None:
-        """A number for an "auto" step; one too long for the curvature is halved, and the chains begin anew with it."""
+        """A number for an "auto" step; one far too long or too short is halved or doubled, and chains begin anew."""
         self.dynamics = resolve_step_size(self.dynamics, curvature)
         if self._config.dynamics.step_size != "auto" or not is_dataclass(self.dynamics):
             return
         while self.step_bias(curvature) > _MOST_STEP_BIAS:
-            self.dynamics = replace(self.dynamics, step_size=float(self.dynamics.step_size) / 2)
-            self.memory.clear()
+            self._scale_step(0.5)
+        if self.step_bias(curvature) < _LEAST_STEP_BIAS:
+            while self.step_bias(curvature) <= AUTO_STEP_BIAS / 2:
+                self._scale_step(2.0)
 
     def engine(self, objective: Objective) -> Engine:
         """What moves this measurement's chains."""
@@ -132,6 +140,7 @@ class Target:
         """This process's chains: new random numbers, and the places where the last ones ended."""
         fork = objective.fork
         self.memory.check(len(fork))
+        self._num_parameters = fork.num_moving
         chains = self._own(make_chains(self._config, fork.device, self._seed, step, self.memory.past))
         self.memory.resume(chains, fork.device)
         return chains
@@ -157,6 +166,7 @@ class Target:
             "step_size": math.nan if isinstance(step_size, str) else step_size,
             "step_bias": self.step_bias(curvature),
             "num_burnin_steps": num_burnin_steps,
+            "num_parameters": self._num_parameters or math.nan,
             "nbeta": self.posterior.nbeta,
             "localization": float(self.posterior.localization),
         }
@@ -184,6 +194,10 @@ class Target:
         if self._persistent:
             self._direction = state.get("direction")
             self.memory.load_state_dict(state["chains"])
+
+    def _scale_step(self, factor: float) -> None:
+        self.dynamics = replace(self.dynamics, step_size=float(self.dynamics.step_size) * factor)  # type: ignore[type-var]
+        self.memory.clear()
 
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""

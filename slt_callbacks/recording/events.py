@@ -28,7 +28,7 @@ class FailureEvent:
 
 @dataclass(frozen=True)
 class StepSizeEvent:
-    """An "auto" step size was halved, because the curvature has grown: the series has a break here, and no jump.
+    """An "auto" step size was changed, because the curvature has: the series has a break here, and no jump.
 
     Attributes:
         step: Training step of the first measurement with the new one.

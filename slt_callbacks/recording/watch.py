@@ -96,6 +96,7 @@ class Watch:
         self.found: list[Found] = []
         self._failures = 0
         self._step_size = math.nan
+        self._num_parameters = math.nan
         self._jump = 0
         self._boundaries = 0
         self._finished: list[Stage] | None = None
@@ -116,7 +117,8 @@ class Watch:
     def update(self, measurement: Measurement) -> list[Found]:
         """Take one measurement; returns what it has made known. A failed one is a missing point."""
         self._finished = None
-        events = self._failure(measurement) + self._halving(measurement)
+        events = self._failure(measurement) + self._changed_step(measurement)
+        self._see_parameters(measurement)
         for key, detectors in self._detectors.items():
             observable, name = parts_of(key)
             if observable not in measurement.results:
@@ -166,6 +168,7 @@ class Watch:
             "found": [found.state_dict() for found in self.found],
             "failures": self._failures,
             "step_size": self._step_size,
+            "num_parameters": self._num_parameters,
             "detectors": {key: [one.state_dict() for one in several] for key, several in self._detectors.items()},
         }
 
@@ -173,6 +176,7 @@ class Watch:
         """Go on where `state_dict` was taken; a detector that was not there, or set otherwise, starts afresh."""
         self._failures = state["failures"]
         self._step_size = state["step_size"]
+        self._num_parameters = state.get("num_parameters", math.nan)
         self._finished = None
         self.found = [Found.from_state_dict(saved) for saved in state["found"]]
         self._boundaries = _boundaries([found.event for found in self.found if found.key == self.main])
@@ -212,7 +216,7 @@ class Watch:
         event = FailureEvent(measurement.step, self._failures, measurement.error)
         return [Found(keys.FAILED_CHAINS, measurement.step, event)]
 
-    def _halving(self, measurement: Measurement) -> list[Found]:
+    def _changed_step(self, measurement: Measurement) -> list[Found]:
         """Another step size has another bias: what was before cannot be compared with what comes."""
         before, after = self._step_size, measurement.results.get("health", {}).get("step_size", math.nan)
         if not math.isnan(after):
@@ -221,6 +225,14 @@ class Watch:
             return []
         self.mark_break()
         return [Found(keys.STEP_SIZE, measurement.step, StepSizeEvent(measurement.step, before, after))]
+
+    def _see_parameters(self, measurement: Measurement) -> None:
+        """Where weights were frozen or unfrozen the LLC is of another posterior: a break, and no news."""
+        before, after = self._num_parameters, measurement.results.get("health", {}).get("num_parameters", math.nan)
+        if not math.isnan(after):
+            self._num_parameters = after
+        if not (math.isnan(before) or math.isnan(after) or before == after):
+            self.mark_break()
 
     def _keywords(self, measurement: Measurement, observable: str, name: str) -> dict[str, Any]:
         """What is known of a value besides itself; standard error and chains belong to an observable's mean alone."""

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+# Where Lightning's WeightAveraging and what derives from it put the weights that training goes on with: ``state_dict``
+# then holds the averaged ones, which the live monitor did not measure.
+_RAW = "current_model_state"
+
 OnSkip = Callable[[Path, str], None]
 """Told of a checkpoint that is left out, and why."""
 
@@ -82,7 +86,8 @@ def load_module(
     Args:
         module: Its class. A Lightning checkpoint of a LightningModule is loaded by ``load_from_checkpoint``; for
             anything else the class is called with `init_args` and the weights are put in.
-        path: A Lightning checkpoint or a saved ``state_dict``.
+        path: A Lightning checkpoint or a saved ``state_dict``. Where a callback has averaged the weights, those that
+            training went on with are taken, as a live monitor does.
         init_args: Arguments of the class that the checkpoint does not hold; they win over the saved ones.
         trust: Whether the file may hold objects other than tensors and builtins, which can run code when it is read.
 
@@ -104,9 +109,11 @@ def load_module(
             # Lightning 2.5 has no `weights_only`; the file has already been read in the safe way above.
             safely = {"weights_only": not trust} if "weights_only" in inspect.signature(load).parameters else {}
             loaded: nn.Module = load(path, map_location="cpu", **safely, **arguments)
+            if _RAW in content:
+                loaded.load_state_dict(content[_RAW])
             return loaded
         made = module(**arguments)
-        made.load_state_dict(content.get("state_dict", content))
+        made.load_state_dict(content.get(_RAW, content.get("state_dict", content)))
     except Exception as error:
         raise ValueError(f"{_what_to_give(error)} ({type(error).__name__}: {error})") from error
     return made

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
 
 import slt_callbacks
@@ -230,6 +230,16 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(source_module, "load_module", counting)
     return names
+
+
+class TestAveraging:
+    def test_the_weights_that_training_goes_on_with_are_measured_and_not_their_average(self, tmp_path: Path) -> None:
+        live, kept = monitor(), ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+        fit(live, EMAWeightAveraging(decay=0.9), kept, enable_checkpointing=True)
+        paths = sorted(tmp_path.glob("*.ckpt"))
+        averaged = torch.load(paths[-1], weights_only=True)
+        assert not torch.equal(averaged["state_dict"]["net.0.weight"], averaged["current_model_state"]["net.0.weight"])
+        assert_equal(replayed(paths), live.history)
 
 
 class TestResume:
