@@ -67,7 +67,7 @@ def from_yaml(folder: Path, old: str = "", new: str = "") -> SLTMonitor:
 
 
 def test_a_yaml_file_is_enough(tmp_path: Path) -> None:
-    assert from_yaml(tmp_path)._sampler.dynamics == SGLD(1e-4)
+    assert from_yaml(tmp_path)._asked.sampler.dynamics == SGLD(1e-4)
 
 
 @pytest.mark.parametrize(
