@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from slt_callbacks.data.batches import Batch, as_lists, leaves, signature
 from slt_callbacks.data.samples import content
-
-if TYPE_CHECKING:
-    from slt_callbacks.data.reference import ReferenceSet
 
 
 def fingerprint_of(batches: Iterable[Batch], source_size: int | None, rows: Sequence[int]) -> str:
@@ -32,10 +29,15 @@ def fingerprint_of(batches: Iterable[Batch], source_size: int | None, rows: Sequ
     return f"{checksum:08x}"
 
 
-def short_digest(reference: ReferenceSet) -> str:
-    """Twelve hexadecimal digits, for the eye: a reference function that shuffles gives other ones at every call."""
-    digest = hashlib.sha256(reference.indices.numpy().tobytes())
-    for batch, _ in reference.batches():
+def short_digest(batches: Iterable[Batch], rows: torch.Tensor) -> str:
+    """Twelve hexadecimal digits, for the eye: a reference function that shuffles gives other ones at every call.
+
+    Args:
+        batches: The samples.
+        rows: Of the samples in the user's data, int64 ``(N,)``.
+    """
+    digest = hashlib.sha256(rows.numpy().tobytes())
+    for batch in batches:
         for leaf in leaves(batch):
             if isinstance(leaf, torch.Tensor):
                 digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())

@@ -72,6 +72,7 @@ class Settings:
             observables: By key.
         """
         config = {field.name: getattr(self.config, field.name) for field in fields(self.config)}
+        samples = short_digest((batch for batch, _ in self.reference.batches()), self.reference.indices)
         dynamics = config.pop("dynamics")
         return {
             "module": _name(module),
@@ -81,7 +82,7 @@ class Settings:
             "dynamics": repr(dynamics) if is_dataclass(dynamics) else _name(type(dynamics)),
             **config,
             "seed": self.seed,
-            "reference": f"{len(self.reference)} samples {short_digest(self.reference)}",
+            "reference": f"{len(self.reference)} samples {samples}",
         }
 
     def told(self) -> dict[str, Any]:
