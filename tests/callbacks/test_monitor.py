@@ -606,7 +606,7 @@ class TestReference:
         ("batch", "settings", "message"),
         [
             ([torch.full((8, 3), math.nan), torch.zeros(8)], {}, "finite, but sample 0 holds NaN"),
-            (["no", "tensor"], {}, "Expected every batch of `reference` to hold a tensor"),
+            ([torch.tensor(1.0), 3], {}, "Expected every batch of `reference` to hold a tensor"),
             (
                 {"x": torch.zeros(8, 3)},
                 {"observables": {"i": Influence(data(4))}},
