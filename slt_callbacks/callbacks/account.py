@@ -35,14 +35,17 @@ class Account:
         self._first_step = step
 
     def allows(self, expected_steps: int) -> bool:
-        """Whether a measurement of so many gradient steps fits; one that does not is counted."""
-        if self.budget.allows(expected_steps):
+        """Whether a measurement of so many gradient steps fits; one that does not is counted.
+
+        Without chains there is nothing to go by but the last measurement: it counts as one step.
+        """
+        if self.budget.allows(max(expected_steps, 1)):
             return True
         self.budget.skipped += 1
         return False
 
     def charge(self, measurement: Measurement, blocked: float, expected_steps: int, num_failed: int) -> Measurement:
-        """Pay for a measurement, and write into its record what measuring costs.
+        """Learn what a measurement, whose time has been paid, has taken, and write into it what measuring costs.
 
         Args:
             measurement: As it was made.
@@ -51,7 +54,8 @@ class Account:
             num_failed: Measurements of the run that have failed, this one included.
         """
         cost = measurement["cost"]
-        self.budget.spend(blocked, expected_steps if cost["sgld_steps"] else 0)
+        says_something = cost["sgld_steps"] or not measurement.failed
+        self.budget.learn(blocked, max(expected_steps, 1) if says_something else 0)
         told = {"overhead": self.budget.overhead, "skipped": self.budget.skipped, "failed": num_failed}
         return replace(measurement, results={**measurement.results, "cost": {**cost, **told}})
 

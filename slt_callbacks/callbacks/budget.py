@@ -69,12 +69,16 @@ class Budget:
             steps: Gradient steps that it was expected to take, so that chains which drift, and go on burning in, make
                 the next one look dear as well; 0 for one that failed and says nothing of others.
         """
-        self._spent += seconds
+        self.add(seconds)
+        self.learn(seconds, steps)
+
+    def learn(self, seconds: float, steps: int) -> None:
+        """The same of one whose time has been added already."""
         if steps:
             self._pace = seconds / steps
 
     def add(self, seconds: float) -> None:
-        """What publishing it took on top."""
+        """Training has waited so long, for whatever reason."""
         self._spent += seconds
 
     @property

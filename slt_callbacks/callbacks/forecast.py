@@ -46,7 +46,7 @@ class Forecast:
     @property
     def next_seconds(self) -> float:
         """Duration of the next measurement."""
-        return self.seconds * self.next_steps / max(self.sgld_steps, 1)
+        return self.seconds * self.next_steps / self.sgld_steps if self.sgld_steps else self.seconds
 
     @property
     def share(self) -> float:
@@ -66,6 +66,8 @@ class Forecast:
             f"SLTMonitor: the first measurement took {self.sgld_steps} gradient steps and {self.seconds:.2f} s; the "
             f"next takes about {self.next_steps} and {self.next_seconds:.2f} s"
         )
+        if not self.sgld_steps:
+            text = f"SLTMonitor: a measurement takes no gradient steps and {self.seconds:.2f} s"
         if self.seconds_per_step > 0:
             text += f", as long as {self.next_seconds / self.seconds_per_step:.0f} training steps"
         text += "."

@@ -41,7 +41,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from slt_callbacks.callbacks.arguments import Asked, Between, is_fast_dev_run
-from slt_callbacks.callbacks.processes import refuse_sharding
+from slt_callbacks.callbacks.processes import refuse_elsewhere, refuse_sharding
 from slt_callbacks.callbacks.reactions import Reaction
 from slt_callbacks.callbacks.run import Run
 from slt_callbacks.callbacks.schedule import When
@@ -202,6 +202,7 @@ class SLTMonitor(pl.Callback):
         if stage != "fit":
             return
         refuse_sharding(trainer)
+        refuse_elsewhere(trainer, self._asked.executor)
         if any(isinstance(other, SLTMonitor) and other is not self for other in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "Expected one SLTMonitor in `callbacks`, but got several, whose keys would collide: give one of them "

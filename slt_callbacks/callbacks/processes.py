@@ -28,6 +28,19 @@ def refuse_sharding(trainer: pl.Trainer) -> None:
         )
 
 
+def refuse_elsewhere(trainer: pl.Trainer, executor: Any) -> None:
+    """Refuse an executor of the user's own where several processes share the chains: they would wait for each other.
+
+    Raises:
+        MisconfigurationException: If so.
+    """
+    if executor is not None and trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"Expected `executor=None` with {trainer.world_size} processes, which share the chains of a measurement, "
+            f"but got {type(executor).__name__}: leave `executor` out, or train in one process."
+        )
+
+
 class LightningRanks:
     """The ranks of a trainer, each a process with a copy of the model.
 

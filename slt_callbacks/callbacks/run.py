@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -80,8 +80,8 @@ class Run:
             return
         if pl_module is not None:
             self._check(estimator, pl_module)
-        self._executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
-        self._executor.open(estimator)
+        executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
+        self._executor = executor if self._guard(executor, "open", estimator) else None
         if trainer.is_global_zero:
             sinks = _sinks_of(trainer) if self._asked.sinks is None else self._asked.sinks
             self.story.open(sinks, trainer.loggers, self._told(estimator))
@@ -105,30 +105,42 @@ class Run:
         if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or executor is None or estimator is None:
             return
         step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected_steps
-        self.begun, self._last_step = [step, log_step], step
+        self.begun = [step, log_step]
         with self._guard.world(step), shown_by_lightning():
             taken = self._guard(executor, "submit", Snapshot(step, pl_module))
-        self._submitted[step] = _Submitted(log_step, expected, time.perf_counter() - start)
-        if not taken:
-            failed = estimator.failed(step, f"{type(executor).__name__} does not take it")
-            self._record_all([failed], trainer, pl_module, on_step)
+        blocked = time.perf_counter() - start
+        self._account.budget.add(blocked)
+        self._last_step = step
+        if taken:
+            self._submitted[step] = _Submitted(log_step, expected, blocked)
+        else:
+            self._account.budget.skipped += 1
         self.receive(trainer, pl_module, on_step)
 
     def receive(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool | None) -> None:
         """Record what has been finished since, at the step of its fork."""
         if self._submitted and self._executor is not None:
-            self._record_all(self._guard.ask(self._executor.poll, []), trainer, pl_module, on_step)
+            self._record_all(self._asked_for(self._executor.poll), trainer, pl_module, on_step)
+        if not self._submitted:
+            self.begun = None
 
     def finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, wait: bool) -> None:
         """Training has ended: the rest is recorded, waited for or not, and the whole story told."""
         if self._submitted and self._executor is not None:
             rest = self._executor.drain if wait else self._executor.poll
-            self._record_all(self._guard.ask(rest, []), trainer, pl_module, on_step=None)
+            self._record_all(self._asked_for(rest), trainer, pl_module, on_step=None)
+        estimator = self.samples.estimator
+        if wait and estimator is not None:  # what was lost on the way has failed, and is said to have
+            with self._guard.world(trainer.global_step):
+                lost = [estimator.failed(step, "it was never given back") for step in sorted(self._submitted)]
+            self._record_all(lost, trainer, pl_module, on_step=None)
+            self.begun = None
         self.story.finish()
 
     def close(self) -> None:
         """End the executor and the sinks."""
         executor, self._executor = self._executor, None
+        self._submitted = {}
         if executor is not None:
             self._guard(executor, "close")
         self.story.close()
@@ -142,7 +154,8 @@ class Run:
         return {
             "version": version,
             "last_step": self.trigger.last_step,
-            "skipped": self._account.budget.skipped,
+            # of what is being measured elsewhere a resumed run can make the newest again, and no other
+            "skipped": self._account.budget.skipped + max(len(self._submitted) - 1, 0),
             "begun": self.begun,
             "estimator": self._guard.ask(partial(estimator.state_dict, chains), None, _WITHOUT.format("chains")),
             "watch": self._guard.ask(
@@ -155,7 +168,7 @@ class Run:
         """Go on where `state_dict` was taken."""
         self.trigger.last_step = state["last_step"]
         self._account.budget.skipped = state["skipped"]
-        self.begun = state.get("begun")
+        self.begun, self._last_step, self._submitted = state.get("begun"), None, {}
         before = [remembered(*point) for point in state["curve"]]
         self.story = self._asked.story(self._notices, self._guard, state["watch"], before)
         self._resumed = state
@@ -198,12 +211,20 @@ class Run:
             with self._guard.world(measurement.step):
                 made = _shared(trainer, self._charged(measurement, submitted))
                 start = time.perf_counter()
-                self.begun = None if not self._submitted else self.begun
+                self.begun = self.begun if self._submitted else None
                 publication = self.story.record(made, submitted.log_step)
                 self._tell(publication, trainer, pl_module, on_step)
                 self._account.budget.add(time.perf_counter() - start)
             if self.samples.estimator is not None:
                 self._account.tell(trainer, self.trigger, self.samples.estimator, made)
+
+    def _asked_for(self, question: Callable[[], list[Measurement]]) -> list[Measurement]:
+        """What the executor gives back, and the time that it takes over it."""
+        start = time.perf_counter()
+        nothing: list[Measurement] = []
+        given = self._guard.ask(question, nothing)
+        self._account.budget.add(time.perf_counter() - start)
+        return given
 
     def _charged(self, measurement: Measurement, submitted: _Submitted) -> Measurement:
         """Pay for it; one that has failed is told once a kind of error, for the texts may differ."""

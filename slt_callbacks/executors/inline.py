@@ -49,8 +49,12 @@ class InlineExecutor:
         """
         if self._estimator is None:
             raise RuntimeError("Expected `open(estimator)` before `submit`: nothing to measure with.")
-        with self._progress(snapshot, self._estimator.expected_steps) as on_steps:
-            self._finished.append(self._estimator.attempt(snapshot.module, snapshot.step, on_steps))
+        try:
+            with self._progress(snapshot, self._estimator.expected_steps) as on_steps:
+                measurement = self._estimator.attempt(snapshot.module, snapshot.step, on_steps)
+        except Exception as error:  # noqa: BLE001  # a bar that breaks costs the measurement, and the record says why
+            measurement = self._estimator.failed(snapshot.step, f"{type(error).__name__}: {error}")
+        self._finished.append(measurement)
 
     def poll(self) -> list[Measurement]:
         """As in `Executor`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,18 +84,21 @@ class MeasuredLoss:
         """As `LossFn`."""
         manner = self.manner
         size = num_rows(batch) if manner.summed else 1
-        hooked = self.transfers.names and not (manner.transferred or manner.untransferable)
-        if self.on_copies or hooked:
-            # The batch may be the kept reference set itself, where whatever a loss function writes would stay.
-            batch = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, batch)
-        if hooked:
-            batch = self.transfers(module, batch)
+        batch = self.prepared(module, batch)
         if manner.with_gradient and not torch.is_grad_enabled():
             with torch.enable_grad():
                 losses = self.loss_fn(module, batch).detach()
         else:
             losses = self.loss_fn(module, batch)
         return losses / size if size > 1 else losses
+
+    def prepared(self, module: nn.Module, batch: Batch) -> Batch:
+        """What the loss function is given of a batch: a copy that has been through the transfer hooks."""
+        hooked = self.transfers.names and not (self.manner.transferred or self.manner.untransferable)
+        if self.on_copies or hooked:
+            # The batch may be the kept reference set itself, where whatever a loss function writes would stay.
+            batch = map_leaves(_copied, batch)
+        return self.transfers(module, batch) if hooked else batch
 
     def in_place(self) -> MeasuredLoss:
         """The same on the batch itself, to see what the loss function does to it."""
@@ -123,6 +128,17 @@ class MeasuredLoss:
             if isinstance(part, _RECURRENT) and _device_of(part) == "cuda":
                 _let_backward(part)
         return module
+
+
+def as_asked(loss_fn: LossFn) -> Callable[[nn.Module, Batch], Batch]:
+    """What turns a kept batch into the one that `loss_fn` is asked about."""
+    if isinstance(loss_fn, MeasuredLoss):
+        return loss_fn.prepared
+    return lambda module, batch: map_leaves(_copied, batch)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def twin_for(loss_fn: LossFn, module: nn.Module) -> nn.Module:

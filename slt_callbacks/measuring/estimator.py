@@ -20,7 +20,7 @@ from slt_callbacks.basics.rng import seed_from
 from slt_callbacks.losses.world import own_world
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.measuring.preparation import Preparation, means_at_fork
-from slt_callbacks.measuring.sampling_run import Sampled, SamplingRun
+from slt_callbacks.measuring.sampling_run import NOT_FINITE, Sampled, SamplingRun
 from slt_callbacks.measuring.settings import Settings, changes
 from slt_callbacks.measuring.target import Target
 from slt_callbacks.observables.base import ReferencePoint
@@ -253,6 +253,8 @@ class Estimator:
             objective = self._preparation.objective(module)
             loss = float(objective.measure_fork())
             point = self._point(step, loss, objective.at_fork if objective.per_sample else torch.empty(0, device="cpu"))
+            if not all(self._exchange.gather(math.isfinite(loss))):
+                return self.failed(step, NOT_FINITE, start)
             probes = self._preparation.probes(objective)
             at_fork = means_at_fork(objective, probes)
             self._panel.inspect(objective, point, seed_from(self.settings.seed, step, _FORK_STREAM))

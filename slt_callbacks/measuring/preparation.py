@@ -89,8 +89,9 @@ class Preparation:
             TypeError: As `Fork`, `resolve_loss` and `check_loss`.
             ValueError: Likewise.
         """
-        # A loss function was written for this and only reads; a training step may keep a running average of weights.
-        fork = Fork(module, share_frozen=self._loss_fn is not None)
+        # A loss function was written for this and only reads; a training step may keep a running average of weights,
+        # and an observable of the fork may move whatever it finds.
+        fork = Fork(module, share_frozen=self._loss_fn is not None and not self._panel.reads_fork)
         self._share_buffers(fork)
         manner = Manner(transferred=self._transferred) if self._manner is None else self._manner
         loss_fn = MeasuredLoss(resolve_loss(self._loss_fn, module), module, fork, manner, self._together)

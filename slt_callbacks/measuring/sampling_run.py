@@ -19,6 +19,7 @@ from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.sampling.sampler import Sampler
 from slt_callbacks.sampling.verdict import Verdict
 
+NOT_FINITE = "the loss or its gradient is not finite at the fork: has training diverged?"
 OnSteps = Callable[[int], None]
 """Told how many gradient steps were just taken."""
 
@@ -158,6 +159,6 @@ class SamplingRun:
 def _problem_at_fork(loss: float, curvature: float, probed: Mapping[str, float]) -> str | None:
     """Why no chain can start where these are the mean losses, those that an observable asks for by its key."""
     if not (math.isfinite(loss) and math.isfinite(curvature)):
-        return "the loss or its gradient is not finite at the fork: has training diverged?"
+        return NOT_FINITE
     bad = [key for key, value in probed.items() if not math.isfinite(value)]
     return f"a loss that {bad} asks for is not finite at the fork: look at its queries" if bad else None

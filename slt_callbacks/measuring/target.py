@@ -127,7 +127,7 @@ class Target:
             return
         while self.step_bias(curvature) > _MOST_STEP_BIAS:
             self._scale_step(0.5)
-        if self.step_bias(curvature) < _LEAST_STEP_BIAS:
+        if 0 < self.step_bias(curvature) < _LEAST_STEP_BIAS:  # 0: a flat loss without localization
             while self.step_bias(curvature) <= AUTO_STEP_BIAS / 2:
                 self._scale_step(2.0)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slt_callbacks.data.batches import Batch
+from slt_callbacks.losses.measured import as_asked
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.weights.copies import twin_of
@@ -50,8 +51,9 @@ class ForkView:
         return twin_of(self._objective.fork.module)
 
     def batches(self) -> list[Batch]:
-        """The reference samples on the device of the module, in as many batches as one forward pass may take."""
-        return [batch for batch, _ in self._objective.batches()]
+        """Copies of the reference samples as the loss gets them, in batches that a forward pass may take."""
+        prepare = as_asked(self._objective.loss_fn)
+        return [prepare(self.module, batch) for batch, _ in self._objective.batches()]
 
     def loss(self) -> float:
         """Mean loss over the reference set at the present weights."""
@@ -62,5 +64,6 @@ class ForkView:
         return self._objective.sample_losses()
 
     def reset(self) -> None:
-        """Put weights and buffers back to w*."""
+        """Put weights and buffers back to w*; `module` is a new copy from here on."""
         self._objective.fork.reset()
+        self.__dict__.pop("module", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,6 +64,7 @@ class Member:
         self.queries = None if self.needs.queries is None else _draw_queries(key, self.needs.queries)
         self._held: list[Draw] = []
         self._seen: dict[str, Any] = {}  # what the fork has shown
+        self._shown_before: list[str] = []  # names of the numbers among it
 
     def check(self, reference: ReferenceSet) -> None:
         """Let it refuse samples that it cannot work with."""
@@ -83,11 +85,12 @@ class Member:
 
     def inspect(self, fork: ForkView) -> None:
         """Let it look at the fork."""
-        self._seen = dict(self.observable.inspect(fork))
+        self._seen = {name: as_number(value) for name, value in self.observable.inspect(fork).items()}
+        self._shown_before = [name for name, value in self._seen.items() if isinstance(value, (int, float))]
 
     def forget_fork(self) -> None:
-        """What it has seen there is no longer of use."""
-        self._seen = {}
+        """What it has seen there is no longer of use; the numbers are NaN until there are others."""
+        self._seen = dict.fromkeys(self._shown_before, math.nan)
 
     def update(self, draw: Draw) -> None:
         """Take one draw; one that could not be taken back is held back until its chain has ended well."""
@@ -111,7 +114,7 @@ class Member:
     def compute(self) -> dict[str, Any]:
         """The result, single numbers as builtins."""
         result = self.observable.compute() if self.reads_draws else {}
-        return {name: as_number(value) for name, value in {**result, **self._seen}.items()}
+        return {name: as_number(value) for name, value in result.items()} | self._seen
 
     def state_dict(self) -> dict[str, Any] | None:
         """Its state, if it has one."""

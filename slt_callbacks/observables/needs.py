@@ -41,4 +41,5 @@ def needs_of(observable: Any) -> Needs:
         reference_losses=bool(getattr(observable, "reference_losses", False)),
         reference_tokens=bool(getattr(observable, "reference_tokens", False)),
         queries=getattr(observable, "queries", None),
+        rows=bool(getattr(observable, "rows", False)),
     )

@@ -33,6 +33,7 @@ class Panel:
         members: The observables at work, in the order given.
         queries: The samples of observables that bring their own, by the observable's key.
         reads_draws: Whether there is a statistic of draws among them.
+        reads_fork: Whether one of them looks at the fork.
         reference_losses: Whether an observable asks for the losses of the whole reference set at every draw.
         reference_tokens: Keys of observables that ask for the loss of every token of the reference set.
 
@@ -49,6 +50,7 @@ class Panel:
         checked = check_observables(observables)
         self.members = [Member(key, observable) for key, observable in checked.items()]
         self.reads_draws = any(member.reads_draws for member in self.members)
+        self.reads_fork = any(member.reads_fork for member in self.members)
         self.reference_losses = any(member.needs.reference_losses for member in self.members)
         self.reference_tokens = [member.key for member in self.members if member.needs.reference_tokens]
 
@@ -127,6 +129,7 @@ class Panel:
             if member.reads_fork:
                 with isolated_rng(seed):
                     member.inspect(ForkView(objective, point))
+                objective.take_gradients()  # that it may have left, and nobody else is to find
                 objective.fork.reset()
 
     def forget_fork(self) -> None:

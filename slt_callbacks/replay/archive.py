@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from slt_callbacks.basics import keys
 from slt_callbacks.basics.plain import to_builtins
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.observables.media import Media
 from slt_callbacks.recording.story import Story
 from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sinks.base import Publication
@@ -69,7 +71,7 @@ class Archive:
 
     def add(self, publication: Publication, estimator: Estimator, story: Story) -> None:
         """Keep a measurement; with the state, written last, it is finished."""
-        measurement = publication.measurement
+        measurement = replace(publication.measurement, media=Media())  # a picture weighs more than its numbers
         self.measurements.append(measurement)
         self._rows.append(_row(measurement, publication.scalars))
         record = {"results": to_builtins(measurement.results, tensors=True), "error": measurement.error}

@@ -141,6 +141,8 @@ def _measure_all(source: CheckpointSource, estimator: Estimator, archive: Archiv
             executor.submit(snapshot)
             for measurement in executor.poll():
                 archive.add(_recorded(story, measurement), estimator, story)
+        for measurement in executor.drain():
+            archive.add(_recorded(story, measurement), estimator, story)
 
 
 def _recorded(story: Story, measurement: Measurement) -> Publication:

@@ -46,6 +46,8 @@ class Selection:
         named = dict(module.named_parameters(remove_duplicate=False))
         patterns = [self.parameters] if isinstance(self.parameters, str) else list(self.parameters)
         chosen: dict[int, torch.Tensor | None] = {}
+        if not patterns:
+            raise ValueError("Expected `parameters` to name at least one parameter, but got an empty list.")
         for pattern in patterns:
             found = [p for name, p in named.items() if _matches(name, pattern) and p.requires_grad]
             if not found:
@@ -60,7 +62,8 @@ class Selection:
                 raise ValueError(
                     f"Expected `slices` to name selected parameters, but got {name!r}: there are {_listed(selected)}."
                 )
-            chosen[id(named[name])] = _mask(name, named[name], index)
+            mask, other = _mask(name, named[name], index), chosen[id(named[name])]
+            chosen[id(named[name])] = mask if other is None else mask | other  # two names of one tied parameter
         # in the order of the module, which is that of the flat vector
         return {id(p): chosen[id(p)] for p in module.parameters() if id(p) in chosen}
 

@@ -135,6 +135,16 @@ class TestAutomaticStep:
     def test_a_step_of_ones_own_never_changes(self) -> None:
         assert self.steps([1.0, 1e-3], SGLD(1e-4)) == [1e-4, 1e-4]
 
+    def test_a_flat_loss_keeps_its_step(self) -> None:
+        loss_fn = Quadratic(torch.tensor([1.0, 3.0]))
+        config = settings(dynamics=SGLD(), num_draws=3, localization=0.0)
+        scaled = lambda m, x: loss_fn(m, x) * m.size  # noqa: E731
+        one = Estimator(draw_reference(TWO_SAMPLES), scaled, None, config, persistent=True)
+        for size in (1.0, 0.0):
+            module = Weights(2)
+            module.register_buffer("size", torch.tensor(size))
+            assert one.measure(module)["health"]["step_size"] == pytest.approx(0.08 / 30, rel=0.01)
+
     def test_a_run_logs_the_break_once(self) -> None:
         def loss_fn(module: Any, batch: Any) -> torch.Tensor:
             return square_error(module, batch) * module.scale  # type: ignore[no-any-return]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.data import DataLoader
 
 from slt_callbacks import LLC, Estimator, Influence, LossKernel, Measurement, MemorySink
 from slt_callbacks.data.drawing import draw_reference
@@ -19,7 +23,7 @@ from slt_callbacks.weights.snapshot import Snapshot
 from tests.contracts import check_executor
 from tests.digests import digest
 from tests.problems import settings, squared_error
-from tests.training import data, fingerprint, fit, monitor
+from tests.training import QUIET, Regression, data, fingerprint, fit, monitor, square_error
 
 
 class InAThread:
@@ -109,7 +113,7 @@ def test_lightning_hears_of_it_when_it_is_there() -> None:
     seen: list[tuple[int, float]] = []
     watched = monitor(executor=InAThread())
 
-    class Looks(type(watched).__mro__[1]):  # type: ignore[misc]  # Lightning's Callback
+    class Looks(pl.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             seen.append((trainer.global_step, float(trainer.callback_metrics.get("slt/step", math.nan))))
 
@@ -128,6 +132,11 @@ class Refuses(AtTheEnd):
         raise OSError("no worker")
 
 
+class CannotBegin(AtTheEnd):
+    def open(self, estimator: Estimator) -> None:
+        raise OSError("no worker")
+
+
 class Invents(AtTheEnd):
     def poll(self) -> list[Measurement]:
         return [Measurement(77, {"llc": {"mean": 1.0}, "cost": {"seconds": 0.0, "sgld_steps": 0}})]
@@ -141,12 +150,24 @@ class Loses(AtTheEnd):
 class TestFaults:
     def test_one_that_takes_nothing_costs_measurements_and_not_the_run(self) -> None:
         watched = monitor(executor=Refuses())
-        with pytest.warns(UserWarning, match="no worker|does not take it") as caught:
+        with pytest.warns(UserWarning, match="no worker") as caught:
             fit(watched)
-        assert [one.error for one in watched.history] == ["Refuses does not take it"] * 3
+        assert watched.history == []
+        assert watched.state_dict()["skipped"] == 3
         assert [str(one.message) for one in caught if "no worker" in str(one.message)] == [
             "Refuses.submit raised OSError: no worker. Training goes on."
         ]
+
+    def test_one_that_cannot_begin_lets_the_run_go_on_without(self) -> None:
+        watched = monitor(executor=CannotBegin())
+        with pytest.warns(UserWarning, match="CannotBegin.open raised OSError: no worker. Training goes on"):
+            fit(watched)
+        assert watched.history == []
+
+    def test_it_is_refused_where_several_processes_share_the_chains(self) -> None:
+        trainer: Any = SimpleNamespace(strategy=object(), callbacks=[], world_size=2, global_step=0)
+        with pytest.raises(MisconfigurationException, match=r"Expected `executor=None` with 2 processes.*got AtTheEnd"):
+            monitor(executor=AtTheEnd()).setup(trainer, Regression(), "fit")
 
     def test_what_nobody_asked_for_is_left_out(self) -> None:
         watched = monitor(executor=Invents())
@@ -158,11 +179,49 @@ class TestFaults:
         watched = monitor(executor=Loses())
         with pytest.warns(UserWarning, match="drain raised TimeoutError: gone. Training goes on"):
             fit(watched)
-        assert watched.history == []
+        assert [(one.step, one.error) for one in watched.history] == [(k, "it was never given back") for k in (2, 4, 6)]
+        assert watched.state_dict()["begun"] is None
+
+    def test_what_was_pending_at_an_exception_does_not_haunt_the_next_fit(self) -> None:
+        class Stops(pl.Callback):
+            stop = True
+
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                if trainer.global_step == 5 and self.stop:
+                    raise RuntimeError("stop")
+
+        watched, stops, module = monitor(executor=AtTheEnd()), Stops(), Regression()
+        trainer = pl.Trainer(callbacks=[watched, stops], **({"max_steps": 8} | QUIET))
+        with pytest.raises(RuntimeError, match="stop"):
+            trainer.fit(module, DataLoader(data(), 8))
+        stops.stop = False
+        trainer.fit(module, DataLoader(data(), 8))
+        assert [one.step for one in watched.history] == [6, 8]
+        assert watched.state_dict()["begun"] is None
+
+    def test_a_checkpoint_counts_what_is_pending_and_cannot_be_made_again(self, tmp_path: Any) -> None:
+        watched = monitor(executor=AtTheEnd())
+
+        class Saves(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                if trainer.global_step == 4:
+                    trainer.save_checkpoint(tmp_path / "four.ckpt")
+
+        fit(watched, Saves())
+        resumed = monitor()
+        fit(resumed, ckpt_path=str(tmp_path / "four.ckpt"))
+        assert [one.step for one in resumed.history] == [4, 6]
+        assert resumed.history[-1]["cost"]["skipped"] == 1
+
+    def test_its_time_counts_before_it_has_given_anything_back(self) -> None:
+        watched = monitor(executor=AtTheEnd(), max_overhead=1e-9)
+        fit(watched)
+        assert [one.step for one in watched.history] == [2]
+        assert watched.state_dict()["skipped"] == 2
 
     @pytest.mark.parametrize("executor", [InAThread(), AtTheEnd()], ids=lambda one: type(one).__name__)
     def test_an_exception_closes_it(self, executor: Any) -> None:
-        class Stops(type(monitor()).__mro__[1]):  # type: ignore[misc]
+        class Stops(pl.Callback):
             def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
                 if trainer.global_step == 3:
                     raise RuntimeError("stop")
@@ -206,3 +265,51 @@ class TestInline:
 def test_the_protocol_knows_them() -> None:
     assert all(isinstance(one, Executor) for one in (InlineExecutor(), InAThread(), AtTheEnd()))
     assert not isinstance(LLC(), Executor)
+
+
+class TestTheSameTrainerGoesOn:
+    """Inline, where nothing is ever pending."""
+
+    def test_a_step_that_is_trained_again_is_measured_again(self, tmp_path: Any) -> None:
+        watched, module = monitor(), Regression()
+        trainer = pl.Trainer(callbacks=[watched], **({"max_steps": 6} | QUIET))
+
+        class Saves(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                if trainer.global_step == 5:
+                    trainer.save_checkpoint(tmp_path / "five.ckpt")
+
+        trainer.callbacks.append(Saves())
+        trainer.fit(module, DataLoader(data(), 8))
+        assert [one.step for one in watched.history] == [2, 4, 6]
+        trainer.fit_loop.epoch_loop.max_steps = 8
+        trainer.fit(module, DataLoader(data(), 8), ckpt_path=str(tmp_path / "five.ckpt"))
+        assert [one.step for one in watched.history] == [6, 8]
+
+    def test_a_measurement_cut_short_is_made_when_training_goes_on(self) -> None:
+        stopped = []
+
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            if watched.history and not stopped:
+                stopped.append(1)
+                raise KeyboardInterrupt
+            return square_error(module, batch)
+
+        watched, module = monitor(loss_fn=loss_fn), Regression()
+        trainer = pl.Trainer(callbacks=[watched], **({"max_steps": 6} | QUIET))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            trainer.fit(module, DataLoader(data(), 8))
+        trainer.should_stop = False
+        trainer.fit(module, DataLoader(data(), 8))
+        assert [one.step for one in watched.history] == [2, 4, 6]
+
+
+def test_a_bar_that_breaks_is_the_reason_in_the_record() -> None:
+    def broken(snapshot: Snapshot, total: int) -> Any:
+        raise OSError("no terminal")
+
+    executor = InlineExecutor(broken)
+    reference = draw_reference([(torch.ones(4, 2), torch.zeros(4, 1))])
+    executor.open(Estimator(reference, squared_error, None, settings()))
+    executor.submit(Snapshot(5, nn.Linear(2, 1)))
+    assert [one.error for one in executor.poll()] == ["OSError: no terminal"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -151,24 +152,27 @@ class TestBesideChains:
         one = Estimator(reference, squared_error, {"sharp": Sharpness(), "bad": Raises()}, settings())
         failed = one.attempt(nn.Linear(3, 1), 4)
         assert failed.error == "ValueError: no such layer"
-        assert failed.results["sharp"] == failed.results["bad"] == {}
+        assert math.isnan(failed["sharp"]["rise"])
+        assert failed["bad"] == {}
 
 
 class TestWithoutChains:
     def test_no_sgld_step_is_taken(self) -> None:
-        calls: list[bool] = []
+        def gradients(max_steps: int) -> int:
+            calls: list[bool] = []
 
-        def counted(module: Any, batch: Any) -> torch.Tensor:
-            calls.append(torch.is_grad_enabled())
-            return square_error(module, batch)
+            def counted(module: Any, batch: Any) -> torch.Tensor:
+                calls.append(torch.is_grad_enabled())
+                return square_error(module, batch)
 
-        watched = monitor(
-            loss_fn=counted, observables={"draws": Draws()}, detectors={"slt/draws/number": JumpDetector()}
-        )
-        fit(watched)
-        assert [one["cost"]["sgld_steps"] for one in watched.history] == [0, 0, 0]
-        assert all(math.isfinite(one["draws"]["number"]) for one in watched.history)
-        assert sum(calls) == 1  # the check before training asks for a gradient
+            detectors = {"slt/draws/number": JumpDetector()}
+            watched = monitor(loss_fn=counted, observables={"draws": Draws()}, detectors=detectors)
+            fit(watched, max_steps=max_steps)
+            assert [one["cost"]["sgld_steps"] for one in watched.history] == [0] * (max_steps // 2)
+            assert all(math.isfinite(one["draws"]["number"]) for one in watched.history)
+            return sum(calls)
+
+        assert gradients(2) == gradients(6)  # the check before training asks for some
 
     def test_training_is_as_without(self) -> None:
         plain = fingerprint(fit())
@@ -216,3 +220,98 @@ class DeadUnitsOf(DeadUnits):
 def test_what_is_no_observable_of_either_kind_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="with `reset`, `update` and `compute`, or with `inspect`"):
         monitor(observables={"dead": wrong})
+
+
+class Freezer:
+    """Writes into every parameter that it finds, and into the batches."""
+
+    def inspect(self, fork: ForkView) -> dict[str, float]:
+        with torch.no_grad():
+            for parameter in fork.module.parameters():
+                parameter.zero_()
+        for batch in fork.batches():
+            for leaf in batch:
+                leaf.mul_(0)
+        return {}
+
+
+class GradientNorm:
+    def inspect(self, fork: ForkView) -> dict[str, float]:
+        for inputs, targets in fork.batches():
+            (fork.module(inputs) - targets).square().mean().backward()
+        return {"norm": sum(float(p.grad.norm()) for p in fork.parameters if p.grad is not None)}
+
+
+class TestNothingIsLeftBehind:
+    def problem(self) -> tuple[nn.Module, list[Any]]:
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        module[0].requires_grad_(False)
+        return module, [(torch.randn(8, 3), torch.randn(8, 1))]
+
+    def llc(self, observables: dict[str, Any]) -> float:
+        module, reference = self.problem()
+        before = [parameter.clone() for parameter in module.parameters()]
+        found = estimate(
+            module, reference, squared_error, observables={**observables, "llc": LLC()}, sampler=settings()
+        )
+        for parameter, value in zip(module.parameters(), before, strict=True):
+            assert torch.equal(parameter, value)
+        return float(found["llc"]["mean"])
+
+    def test_neither_in_live_weights_nor_in_the_samples(self) -> None:
+        assert self.llc({"freezer": Freezer()}) == self.llc({})
+
+    def test_nor_in_gradients(self) -> None:
+        module, reference = self.problem()
+        twice = {"one": GradientNorm(), "two": GradientNorm()}
+        found = estimate(module, reference, squared_error, observables=twice)
+        assert found["one"]["norm"] == found["two"]["norm"] > 0
+        assert self.llc(twice) == self.llc({})
+
+    def test_a_reset_gives_a_new_copy(self) -> None:
+        class Trains:
+            def inspect(self, fork: ForkView) -> dict[str, float]:
+                before = fork.module[1].running_mean.clone()  # type: ignore[index, union-attr, operator]
+                fork.module.train()
+                fork.module(fork.batches()[0][0])
+                fork.reset()
+                after = fork.module[1]  # type: ignore[index]
+                return {"moved": float((after.running_mean - before).abs().max()), "training": after.training}  # type: ignore[union-attr, operator, dict-item]
+
+        module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        found = estimate(module, self.problem()[1], squared_error, observables={"trains": Trains()})
+        assert found["trains"] == {"moved": 0.0, "training": False}
+
+
+def test_samples_come_as_the_loss_gets_them() -> None:
+    class Normalizes(Regression):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0] / 100.0, batch[1]]
+
+    class Largest:
+        def inspect(self, fork: ForkView) -> dict[str, float]:
+            return {"input": max(float(inputs.abs().max()) for inputs, _ in fork.batches())}
+
+    watched = monitor(observables={"largest": Largest()})
+    fit(watched, module=Normalizes())
+    largest = float(data().tensors[0].abs().max())
+    assert watched.history[0]["largest"]["input"] == pytest.approx(largest / 100)
+
+
+def test_weights_that_have_diverged_are_a_failure_without_chains_too() -> None:
+    class Diverges(Regression):
+        diverged = False
+
+    def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+        return square_error(module, batch) * (math.nan if module.diverged else 1.0)
+
+    class Sets(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            pl_module.diverged = trainer.global_step > 2
+
+    watched = monitor(loss_fn=loss_fn, observables={"draws": Draws()})
+    with pytest.warns(UserWarning, match="has training diverged"):
+        fit(Sets(), watched, module=Diverges())
+    assert [one.failed for one in watched.history] == [False, True, True]
+    assert [math.isnan(one["draws"]["number"]) for one in watched.history] == [False, True, True]

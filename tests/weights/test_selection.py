@@ -143,6 +143,15 @@ def test_a_slice_counts_its_own_weights_alone() -> None:
     assert Fork(Weights(5), selection=Selection("w", {"w": slice(1, 3)})).num_moving == 2
 
 
+def test_slices_under_two_names_of_one_parameter_are_taken_together() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.other = nn.Parameter(torch.zeros(4))
+
+    assert Fork(Tied(), selection=Selection("*", {"one": 0, "other": 2})).num_moving == 2
+
+
 def test_the_direction_of_the_largest_curvature_lies_in_the_selection() -> None:
     fork = Fork(Weights(3), selection=Selection("w", {"w": slice(0, 2)}))
     loss_fn = lambda m, x: (m.w.square() * torch.tensor([1.0, 4.0, 100.0]) / 2).sum().expand(len(x))  # noqa: E731
@@ -180,6 +189,7 @@ def test_targets_with_other_names_draw_other_noise_and_the_main_one_that_of_the_
             Selection("*", {"0.weight": 9}),
             r"`slices\['0.weight'\]` to be an index of a tensor of shape \(4, 3\), but got 9",
         ),
+        (Selection([]), "at least one parameter, but got an empty list"),
         (Selection("*", {"0.weight": slice(0, 0)}), r"to select weights, but slice\(0, 0, None\) selects none"),
     ],
 )
