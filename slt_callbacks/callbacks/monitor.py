@@ -213,12 +213,12 @@ class SLTMonitor(pl.Callback):
         self._run.samples.prepare(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Try the loss function on the model, now on its device, and open the sinks."""
+        """What was loaded was for this fit."""
         self._loaded = False
-        self._run.open(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; measure before training where the schedule says so, or where that was cut short."""
+        """Try the loss where training will ask it, with the loaders there; measure where the schedule has step 0."""
+        self._run.open(trainer, pl_module)
         self._run.start(trainer)
         if self._run.trigger.at_start(trainer.global_step):
             self._run.measure(trainer, pl_module, log_step=0, on_step=None)

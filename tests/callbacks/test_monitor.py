@@ -522,6 +522,17 @@ class Broken(MemorySink):
         raise OSError("disk full")
 
 
+class Counts(MemorySink):
+    opened = closed = 0
+
+    def open(self, loggers: Any, config: Any) -> None:
+        super().open(loggers, config)
+        self.opened += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
 class TestFaults:
     def test_a_loss_fn_that_raises_costs_measurements_not_the_run(self) -> None:
         def raising(module: nn.Module, batch: Any) -> torch.Tensor:
@@ -568,20 +579,36 @@ class TestFaults:
         assert len([warning for warning in caught if "disk full" in str(warning.message)]) == 1
 
     def test_sinks_are_closed_after_an_interrupt(self) -> None:
-        class Closing(MemorySink):
-            closed = False
-
-            def close(self) -> None:
-                self.closed = True
-
         class Interrupt(pl.Callback):
             def on_train_batch_end(self, *_: Any) -> None:
                 raise RuntimeError("stop")
 
-        sink = Closing()
+        sink = Counts()
         with pytest.raises(RuntimeError, match="stop"):
             fit(monitor(sinks=[sink]), Interrupt())
-        assert sink.closed
+        assert (sink.opened, sink.closed) == (1, 1)
+
+    @pytest.mark.parametrize("whose", ["the monitor's own", "of a callback after it"])
+    def test_after_a_refusal_no_batch_was_seen_and_no_sink_is_open(self, whose: str) -> None:
+        class Refuses(pl.Callback):
+            batches = 0
+
+            def on_train_start(self, *_: Any) -> None:
+                if whose == "of a callback after it":
+                    raise MisconfigurationException("a detached loss")
+
+            def on_train_batch_start(self, *_: Any) -> None:
+                self.batches += 1
+
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            losses = square_error(module, batch)
+            return losses.detach() if whose == "the monitor's own" else losses
+
+        sink, other = Counts(), Refuses()
+        with pytest.raises(MisconfigurationException, match=r"to have a gradient|a detached loss"):
+            fit(monitor(loss_fn=loss_fn, sinks=[sink]), other)
+        assert other.batches == 0
+        assert sink.opened == sink.closed == int(whose == "of a callback after it")
 
 
 class Awkward(Regression):

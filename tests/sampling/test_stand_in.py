@@ -95,6 +95,8 @@ READS: dict[str, tuple[Any, float]] = {
     "schedule": (lambda m: m.lr_schedulers().get_last_lr()[0], 0.25),
     "data": (lambda m: m.trainer.datamodule.scale, 3.0),
     "a method of the data": (lambda m: m.trainer.datamodule.scaled(torch.tensor(2.0)), 6.0),
+    "batches": (lambda m: float(sum(1 for _ in range(m.trainer.num_training_batches))), 4.0),
+    "loader": (lambda m: len(m.trainer.train_dataloader), 4.0),
     "length": (lambda m: len(m.trainer.datamodule.names), 2.0),
     "stage": (lambda m: float(m.trainer.training), 1.0),
     "world": (lambda m: m.trainer.world_size + m.global_rank, 1.0),
