@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from slt_callbacks.basics.errors import LossFnError, RankFailedError, is_loss_fn_error
 from slt_callbacks.basics.keys import PREFIX
 from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.account import Account
@@ -23,6 +21,7 @@ from slt_callbacks.callbacks.information import shown_by_lightning
 from slt_callbacks.callbacks.outbox import Outbox
 from slt_callbacks.callbacks.progress import measurement_progress
 from slt_callbacks.callbacks.samples import Samples
+from slt_callbacks.callbacks.trial import Trial
 from slt_callbacks.executors.inline import InlineExecutor
 from slt_callbacks.observables.media import Media
 from slt_callbacks.recording.guard import Guard
@@ -57,6 +56,7 @@ class Run:
         self._asked = asked
         self._notices = Notices(_warn)
         self._guard = Guard(self._notices, asked.seed)
+        self._trial = Trial(asked.loss_fn, self._notices)
         self.trigger = asked.when.trigger(self._guard, asked.seed)
         self._account = Account(Budget(asked.max_overhead), asked.between.checkpoint_chains)
         self.story = asked.story(self._notices, self._guard)
@@ -78,8 +78,9 @@ class Run:
         estimator = self.samples.estimator
         if estimator is None:
             return
+        self._trial.prepare(estimator, trainer)
         if pl_module is not None:
-            self._check(estimator, pl_module)
+            self._trial.check(estimator, pl_module)
         executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
         self._executor = executor if self._guard(executor, "open", estimator) else None
         if trainer.is_global_zero:
@@ -180,15 +181,6 @@ class Run:
         resumed, self._resumed = self._resumed.get("estimator"), {}
         if resumed is not None and not estimator.load_state_dict(resumed):
             self.story.mark_break()
-
-    def _check(self, estimator: Estimator, pl_module: pl.LightningModule) -> None:
-        try:
-            with shown_by_lightning():
-                estimator.check(pl_module)
-        except (LossFnError, RankFailedError, TypeError, ValueError) as error:
-            if self._asked.loss_fn is None or not is_loss_fn_error(error):
-                raise MisconfigurationException(f"SLTMonitor: {error}") from error
-            self._notices.once(f"Every measurement will fail until this is mended: {error}")
 
     def _goes_ahead(self, trainer: pl.Trainer) -> bool:
         """Whether a due measurement takes place; one that the budget forbids is counted."""

@@ -129,11 +129,13 @@ class Rehearsal:
             )
         if told == "compares":
             loss.manner.coupled = True
+            otherwise = f"{TOGETHER}: set one of them to the size of a training batch"
+            if loss.together is not None:
+                otherwise = f"{loss.together}, the size of a training batch"
             self.remarks.append(
                 "The loss compares the samples of a batch with each other: of two at once it is not what it is of each "
-                "alone. It is taken in batches of `block_size` or `batch_size` samples, or else of "
-                f"{self.loss.together or TOGETHER}: set one of them to the size of a training batch. A loss kernel and "
-                "influences, which are about single samples, say little of such a loss."
+                f"alone. It is taken in batches of `block_size` or `batch_size` samples, or else of {otherwise}. A "
+                "loss kernel and influences, which are about single samples, say little of such a loss."
             )
 
     def _of_samples(self) -> Structure:

@@ -138,6 +138,14 @@ class Estimator:
         """Memory of the chains that wait for the next measurement."""
         return sum(target.memory.num_bytes for target in self._targets.values())
 
+    def set_together(self, size: int | None) -> None:
+        """Give the number of samples in a training batch later than at first, for loaders come when training starts.
+
+        Args:
+            size: As `together`; None where it is not known.
+        """
+        self._preparation.together = size
+
     def check(self, module: nn.Module) -> None:
         """Fork `module` and try the loss on two samples, so that a mistake shows before any training.
 

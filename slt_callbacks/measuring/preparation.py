@@ -35,6 +35,9 @@ class Preparation:
         transferred: Whether the samples are training batches that have been through the module's transfer hooks.
         together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
 
+    Attributes:
+        together: The same; it may be set as soon as it is known.
+
     Example:
         >>> from slt_callbacks.basics.ranks import Alone
         >>> from slt_callbacks.data.drawing import draw_reference
@@ -61,7 +64,8 @@ class Preparation:
         self._config = config
         self._exchange = exchange
         self._block_size = config.block_size
-        self._transferred, self._together = transferred, together
+        self._transferred = transferred
+        self.together = together
         self._manner: Manner | None = None  # None: the loss has not been tried yet
         self._singles_at_once = False
         self._queries = {
@@ -94,7 +98,7 @@ class Preparation:
         fork = Fork(module, share_frozen=self._loss_fn is not None and not self._panel.reads_fork)
         self._share_buffers(fork)
         manner = Manner(transferred=self._transferred) if self._manner is None else self._manner
-        loss_fn = MeasuredLoss(resolve_loss(self._loss_fn, module), module, fork, manner, self._together)
+        loss_fn = MeasuredLoss(resolve_loss(self._loss_fn, module), module, fork, manner, self.together)
         if self._manner is None:
             self._rehearse(fork, loss_fn)
             self._manner = manner
