@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.sampling import engine_choice as engines
 from slt_callbacks.sampling.engine_choice import SHORTEST_RACE
 from tests.problems import settings, squared_error
+from tests.processes import ThreadRank, on_ranks
 
 
 def data(size: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -146,31 +148,103 @@ class Greedy:
         return squared_error(module, batch)
 
 
+def blocks_tried(caplog: pytest.LogCaptureFixture) -> list[int]:
+    return [int(found[1]) for found in map(re.compile(r"`block_size=(\d+)`").search, caplog.messages) if found]
+
+
 class TestOutOfMemory:
-    @pytest.mark.parametrize(("config", "half"), [(settings(), 6), (settings(batch_size=4), 2)])
-    def test_the_block_is_halved_once_and_the_numbers_are_the_same(
-        self, caplog: pytest.LogCaptureFixture, config: SamplerConfig, half: int
+    @pytest.mark.parametrize(
+        ("config", "together", "most", "tried"),
+        [
+            (settings(), None, 6, [6]),
+            (settings(), None, 1, [6, 3, 1]),
+            (settings(), 4, 5, [4]),
+            (settings(), 4, 2, [4, 2]),
+            (settings(), 8, 6, [6]),
+            (settings(batch_size=4), None, 2, [2]),
+            (settings(batch_size=4), 1, 2, [1]),
+            (settings(block_size=5), 12, 2, [2]),
+        ],
+    )
+    def test_blocks_shrink_until_one_fits_and_the_numbers_are_the_same(
+        self,
+        caplog: pytest.LogCaptureFixture,
+        config: SamplerConfig,
+        together: int | None,
+        most: int,
+        tried: list[int],
     ) -> None:
-        loss_fn = Greedy(most=half)
+        loss_fn = Greedy(most=12)
         one = estimator(config, loss_fn)
+        one.set_together(together)
+        one.check(network())
+        checked, loss_fn.most = len(loss_fn.sizes), most
         with caplog.at_level(logging.INFO, "slt_callbacks"):
             found = [one.measure(network(), step) for step in (1, 2)]
-        assert f"trying again with `block_size={half}`" in caplog.text
-        assert sum(size > half for size in loss_fn.sizes) == 1, "the second measurement knows"
+        assert blocks_tried(caplog) == tried, "the second measurement knows"
+        assert sum(size > most for size in loss_fn.sizes[checked:]) == len(tried)
         expected = estimator(config)
         for measurement in found:
             wanted = expected.measure(network(), measurement.step)["llc"]["mean"]
             assert measurement["llc"]["mean"] == pytest.approx(wanted, rel=1e-5)
 
-    def test_a_second_lack_of_memory_ends_the_measurement(self) -> None:
-        loss_fn = Greedy(most=2)
+    def test_where_no_block_fits_the_next_measurement_begins_with_the_first(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        loss_fn = Greedy(most=12)
         one = estimator(settings(), loss_fn)
+        one.check(network())
+        loss_fn.most = 0
         with pytest.raises(torch.OutOfMemoryError):
             one.measure(network(), 1)
-        assert [size for size in loss_fn.sizes if size > 2] == [12, 6]
+        assert blocks_tried(caplog) == [6, 3, 1]
+        loss_fn.most = 12  # others have left the device
+        tried = len(loss_fn.sizes)
+        one.measure(network(), 2)
+        assert set(loss_fn.sizes[tried:]) == {12}
+
+    def test_another_error_on_the_way_ends_the_measurement(self, caplog: pytest.LogCaptureFixture) -> None:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            if len(batch[0]) == 3:
+                raise ValueError("no batch of three")
+            return greedy(module, batch)
+
+        greedy = Greedy(most=4)
+        with pytest.raises(ValueError, match="no batch of three"):
+            estimator(settings(), loss_fn).measure(network(), 1)
+        assert blocks_tried(caplog) == [6, 3]
+
+    def test_a_loss_that_compares_samples_is_not_taken_in_smaller_blocks(self) -> None:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            losses = greedy(module, batch)
+            return losses + losses.mean().square()
+
+        greedy = Greedy(most=12)
+        one = estimator(settings(), loss_fn, together=4)
+        with pytest.warns(UserWarning, match="compares the samples"):
+            one.check(network())
+        greedy.most = 3
         with pytest.raises(torch.OutOfMemoryError):
+            one.measure(network(), 1)
+
+    def test_ranks_shrink_together_though_one_alone_runs_out(self, caplog: pytest.LogCaptureFixture) -> None:
+        def work(ranks: ThreadRank) -> tuple[float, set[int]]:
+            loss_fn = Greedy(most=12)
+            one = estimator(settings(), loss_fn, ranks=ranks)
+            one.set_together(4)
+            one.check(network())
+            loss_fn.most = 2 if ranks.rank == 1 else 12
+            first = one.measure(network(), 1)["llc"]["mean"]
+            tried = len(loss_fn.sizes)
             one.measure(network(), 2)
-        assert [size for size in loss_fn.sizes if size > 2] == [12, 6, 6], "it is halved once in a run"
+            return first, set(loss_fn.sizes[tried:])
+
+        wanted = estimator(settings()).measure(network(), 1)["llc"]["mean"]
+        for found in on_ranks(2, work):
+            assert not isinstance(found, Exception), found
+            assert found == (pytest.approx(wanted, rel=1e-5), {2})
+        told = [record for record in caplog.records if "ran out of memory" in record.message]
+        assert [record.levelname for record in told] == ["WARNING"] * 2, "rank 0 alone is heard"
 
     def test_a_block_of_one_cannot_be_halved(self) -> None:
         loss_fn = Greedy(most=2)

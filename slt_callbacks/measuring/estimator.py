@@ -6,10 +6,10 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from slt_callbacks.measuring.sampling_run import OnSteps
     from slt_callbacks.sampling.dynamics import Dynamics
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _GLOBAL_STREAM, _FORK_STREAM = 202, 204  # apart from the streams of the chains, which start at 0
 
@@ -173,17 +174,7 @@ class Estimator:
             Exception: Whatever the loss function raises, and as `check`.
         """
         start = time.perf_counter()
-        try:
-            return self._measure(module, step, on_steps, start)
-        except Exception as error:
-            smaller = self._preparation.halve_block() if is_out_of_memory(error) else None
-            if smaller is None:
-                raise
-            level = logging.WARNING if self._exchange.rank == 0 else logging.DEBUG
-            _log.log(level, "A measurement ran out of memory: trying again with `block_size=%d`, from now on.", smaller)
-        if torch.cuda.is_available():  # outside of the handler, which keeps the tensors of the failed attempt alive
-            torch.cuda.empty_cache()
-        return self._measure(module, step, on_steps, start)
+        return self._as_memory_allows(lambda: self._measure(module, step, on_steps, start))
 
     def attempt(self, module: nn.Module, step: int = 0, on_steps: OnSteps | None = None) -> Measurement:
         """`measure`, whatever happens: where it raises, the record of a failed measurement says why."""
@@ -254,6 +245,25 @@ class Estimator:
             return False
         self._main.load_state_dict(state)
         return True
+
+    def _as_memory_allows(self, attempt: Callable[[], _T]) -> _T:
+        """Again in ever smaller blocks while memory runs out; the block that fits is kept for the run."""
+        before = self._preparation.block_size
+        while True:
+            try:
+                return attempt()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                smaller = self._preparation.shrink_block()
+                if smaller is None:
+                    self._preparation.block_size = before  # none has helped: the next measurement may find more memory
+                    raise
+                level = logging.WARNING if self._exchange.rank == 0 else logging.DEBUG
+                text = "A measurement ran out of memory: trying again with `block_size=%d`, from now on."
+                _log.log(level, text, smaller)
+            if torch.cuda.is_available():  # outside of the handler, which keeps the tensors of the attempt alive
+                torch.cuda.empty_cache()
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""

@@ -37,8 +37,10 @@ class Preparation:
 
     Attributes:
         together: The same; it may be set as soon as it is known.
+        block_size: Most samples in a forward pass, that of `config` as long as memory holds.
 
     Example:
+        >>> import torch
         >>> from slt_callbacks.basics.ranks import Alone
         >>> from slt_callbacks.data.drawing import draw_reference
         >>> reference, loss_fn = draw_reference([torch.ones(4, 2)]), lambda net, x: net(x).square().mean(1)
@@ -63,9 +65,9 @@ class Preparation:
         self._panel = panel
         self._config = config
         self._exchange = exchange
-        self._block_size = config.block_size
-        self._transferred = transferred
         self.together = together
+        self.block_size = config.block_size
+        self._transferred = transferred
         self._manner: Manner | None = None  # None: the loss has not been tried yet
         self._singles_at_once = False
         self._queries = {
@@ -77,14 +79,19 @@ class Preparation:
         """Try the loss at the next objective, as at the first."""
         self._manner = None
 
-    def halve_block(self) -> int | None:
-        """Half the samples of a forward pass, once in a run; None where they have been halved, or are one."""
-        if self._block_size != self._config.block_size:
+    def shrink_block(self) -> int | None:
+        """Fewer samples in a forward pass: at most half, and those of a training batch, which training has memory for.
+
+        Returns:
+            How many; None where they are one, or where fewer would have another loss, because it compares them.
+        """
+        if self._manner is not None and self._manner.coupled:
             return None
-        sizes = (len(self._reference), self._config.batch_size, self._block_size)
-        smaller = min(size for size in sizes if size) // 2 or None
-        self._block_size = smaller or self._block_size
-        return smaller
+        sizes = (len(self._reference), self._config.batch_size, self.block_size)
+        half = min(size for size in sizes if size) // 2
+        smaller = min(half, self.together or half)
+        self.block_size = smaller or self.block_size
+        return smaller or None
 
     def objective(self, module: nn.Module) -> Objective:
         """Fork the module, and try the loss the first time.
@@ -126,7 +133,7 @@ class Preparation:
         batch_size: int | None = None,
     ) -> Objective:
         per_sample = self._manner is not None and self._manner.per_sample
-        return kind(fork, loss_fn, samples, per_sample, batch_size, self._block_size, self._singles_at_once)
+        return kind(fork, loss_fn, samples, per_sample, batch_size, self.block_size, self._singles_at_once)
 
     def _share_buffers(self, fork: Fork) -> None:
         """Ranks train on batches of their own, so BatchNorm's averages differ: rank 0's are those of a checkpoint."""

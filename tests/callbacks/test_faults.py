@@ -374,7 +374,7 @@ class TestChains:
         assert math.isfinite(found["llc"]["mean"])
         assert found["llc"]["per_chain"].isnan().tolist() == [False, True]
 
-    def test_a_measurement_out_of_memory_is_tried_again_in_smaller_blocks_and_then_given_up(
+    def test_a_measurement_out_of_memory_is_tried_again_in_ever_smaller_blocks(
         self, undisturbed: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         def greedy(module: Any, batch: Any) -> torch.Tensor:
@@ -389,9 +389,22 @@ class TestChains:
         assert not any(one.failed for one in watched.history)
         (said,) = [record for record in caplog.records if "out of memory" in record.message]
         assert said.levelname == "WARNING"
-        assert "trying again with `block_size=24`" in said.message
-        most = 10
+        assert "trying again with `block_size=8`" in said.message, "what training has memory for"
+        caplog.clear()
+        most = 2
         watched = monitor(loss_fn=greedy)
+        trainer, _ = fit_and_listen(watched)
+        assert fingerprint(trainer) == undisturbed
+        assert not any(one.failed for one in watched.history)
+        assert len([record for record in caplog.records if "out of memory" in record.message]) == 3, "8, 4 and 2"
+
+    def test_a_measurement_that_has_no_memory_for_a_single_sample_is_given_up(self, undisturbed: str) -> None:
+        def greedy(module: Any, batch: Any) -> torch.Tensor:
+            if len(batch[0]) != 2:  # of the check before training
+                raise torch.OutOfMemoryError("out of memory")
+            return square_error(module, batch)
+
+        watched = monitor(loss_fn=greedy, num_samples=3)
         trainer, told = fit_and_listen(watched)
         assert fingerprint(trainer) == undisturbed
         assert all(one.failed for one in watched.history)
