@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import wandb
@@ -16,6 +17,7 @@ from slt_callbacks.figures.stages import report_figure
 from slt_callbacks.observables.media import Picture
 from slt_callbacks.sinks.base import Publication
 from slt_callbacks.sinks.files import caption, write_matrices
+from slt_callbacks.sinks.rows import Rows
 
 # Seconds between two alerts of one title: within a minute W&B would drop the second, and a jump up and one down are two
 # pieces of news. The detectors have pauses of their own. 0 would stand for the minute.
@@ -25,8 +27,8 @@ _AT_ONCE = 0.001
 class WandbSink:
     """Logs to the runs of the trainer's WandbLoggers, and never ends them.
 
-    Every key is defined against ``slt/step``, the optimizer steps at the fork, by its own name (a glob would conflict
-    with WandbLogger's own). The settings go to the run's config under ``slt``.
+    Every key is defined against ``slt/step``, the optimizer steps at the fork. The settings go to the run's config
+    under ``slt``. A row waits for whoever logs next, or for the next measurement; see `Rows`.
 
     Example:
         >>> from types import SimpleNamespace
@@ -42,33 +44,23 @@ class WandbSink:
     """
 
     def __init__(self) -> None:
-        self._runs: list[Any] = []
-        self._defined: set[str] = set()
+        self._rows: list[Rows] = []
+        self._last_step = 0
         self._pending: Publication | None = None
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Find the runs and write the settings."""
-        self._runs = [run for run in map(wandb_run, loggers) if run is not None]
-        self._defined = set()
-        for run in self._runs:
-            run.config.update({PREFIX: dict(config)}, allow_val_change=True)
+        self._last_step = 0
+        self._rows = [Rows(run) for run in _runs_of(loggers)]
+        for rows in self._rows:
+            rows.run.config.update({PREFIX: dict(config)}, allow_val_change=True)
 
     def publish(self, publication: Publication) -> None:
-        """One `log` call, without a step: W&B's own counter stays with the training metrics."""
+        """One row, on W&B's own terms: a user's rows must survive it."""
+        self._last_step = publication.measurement.step
         scalars: dict[str, Any] = {**publication.scalars, "trainer/global_step": publication.log_step}
-        for run in self._runs:
-            for key in publication.scalars:
-                if key == keys.STEP and key not in self._defined:
-                    run.define_metric(key)
-                elif key not in self._defined:
-                    run.define_metric(key, step_metric=keys.STEP, summary="last,max")
-            try:
-                run.log(scalars | _media(publication))
-            except Exception:
-                # A table asks the server before the row is written, an image the disk: neither may cost the numbers.
-                run.log(scalars)
-                raise
-        self._defined |= publication.scalars.keys()
+        for rows in self._rows:
+            rows.add(scalars, self._last_step, partial(_media, publication))
         if publication.matrices:
             self._pending = publication
             if publication.events:
@@ -77,20 +69,23 @@ class WandbSink:
     def finish(self, report: Report) -> None:
         """Stages and their figure in their last form; where nothing has happened, the charts say it all."""
         if report.rows:
-            for run in self._runs:
-                run.log(_story(report.rows, [asdict(stage) for stage in report.stages], report))
+            stages = [asdict(stage) for stage in report.stages]
+            for rows in self._rows:
+                rows.add({}, self._last_step, partial(_story, report.rows, stages, report))
 
     def close(self) -> None:
-        """The last matrices; the runs belong to the user."""
+        """The last row and matrices; the runs belong to the user."""
         self._log_matrices()
-        self._runs = []
+        for rows in self._rows:
+            rows.close(self._last_step)
+        self._rows = []
 
     def _log_matrices(self) -> None:
         """One compressed artifact, at events and at the end: a table of a matrix would take seconds."""
         publication, self._pending = self._pending, None
         if publication is None:
             return
-        for run in self._runs:
+        for run in (rows.run for rows in self._rows):
             artifact = wandb.Artifact(f"{PREFIX}-matrices-{run.id}", type=f"{PREFIX}-matrices")
             with artifact.new_file("matrices.npz", mode="wb") as file:
                 write_matrices(file, publication.measurement.step, publication.matrices)
@@ -143,7 +138,7 @@ def send_alert(loggers: Sequence[Any], title: str, text: str) -> bool:
         >>> send_alert([], "LLC jump", "up by 12.3 between step 900 and 950")  # no WandbLogger: nobody was told
         False
     """
-    runs = [run for run in map(wandb_run, loggers) if run is not None]
+    runs = _runs_of(loggers)
     for run in runs:
         run.alert(title=title, text=text, level="WARN", wait_duration=_AT_ONCE)
     return bool(runs)
@@ -153,6 +148,12 @@ def wandb_run(logger: Any) -> Any | None:
     """The W&B run of a Lightning logger, or None for another kind of logger, or off rank 0."""
     experiment = getattr(logger, "experiment", None)
     return experiment if isinstance(experiment, wandb.Run) else None
+
+
+def _runs_of(loggers: Sequence[Any]) -> list[Any]:
+    """Each once: a WandbLogger goes on in the run that it finds."""
+    runs = [run for run in map(wandb_run, loggers) if run is not None]
+    return [run for place, run in enumerate(runs) if not any(run is other for other in runs[:place])]
 
 
 def _media(publication: Publication) -> dict[str, Any]:
