@@ -85,7 +85,7 @@ class Influence(SnapshotObservable):
     training.
 
     Example:
-        >>> from slt_callbacks import ReferencePoint
+        >>> from slt_callbacks import Draw, ReferencePoint
         >>> influence, rows = Influence([torch.zeros(1, 2)]), torch.arange(2)
         >>> influence.reset(ReferencePoint(0, 1.0, torch.zeros(2), rows, 1.0, 0.0, 1, 2, "influence", rows[:1]))
         >>> for index, (i, j, query) in enumerate([(1.0, 5.0, 2.0), (3.0, 4.0, 3.0)]):
