@@ -224,11 +224,19 @@ def _entries(batch: Batch) -> int | None:
     """
     found = list(leaves(batch))
     if _is_uncollated(batch) and (len(_first_dimensions(found)) > 1 or any(length(leaf) is None for leaf in found)):
+        if all(_is_batch(item) for item in batch):
+            raise ValueError(
+                f"Expected every batch of `reference` to count its samples, but {describe(batch)} may be samples of "
+                "several lengths, or a batch of each of several loaders: give a DataLoader of the samples."
+            )
         return len(batch)
     fields = list(_fields(batch, top=True))
     lists = [field for field in fields if _is_list(field) and taken_apart(field)]
     if not lists:
         return None
+    inside = [_first_dimensions(list(leaves(field))) for field in lists]
+    if len(lists) > 1 and all(len(sizes) == 1 and sizes != {1} for sizes in inside) and len(set().union(*inside)) > 1:
+        return None  # a batch of each of several loaders: the first of them counts
     lengths = {len(field) for field in lists} | ({length(field) for field in fields if not _is_list(field)} - {None})
     if len(_first_dimensions(found)) < 2:
         if len(lists) == len(fields) and len(lengths) == 1 and any(map(_is_ragged, lists)):
@@ -244,6 +252,12 @@ def _is_uncollated(batch: Batch) -> bool:
     """Whether a batch is a list of samples: containers that are all built alike."""
     several = _is_list(batch) and len(batch) > 1 and taken_apart(batch[0]) is not None
     return several and len({repr(_skeleton(item)) for item in batch}) == 1
+
+
+def _is_batch(item: Batch) -> bool:
+    """Whether an entry may itself be a batch: several tensors that share a first dimension."""
+    found = list(leaves(item))
+    return len(found) > 1 and len(_first_dimensions(found)) == 1 and all((length(leaf) or 0) > 1 for leaf in found)
 
 
 def _is_ragged(tensors: Sequence[Any]) -> bool:

@@ -95,7 +95,8 @@ def losses_of(loss_fn: LossFn, module: nn.Module, batch: Batch, size: int) -> to
         TypeError: If `loss_fn` does not return a real floating-point tensor.
         ValueError: If its shape is none of ``(size,)``, ``(size, T)``, ``()``.
     """
-    return as_losses(loss_fn(module, batch), size)
+    losses = as_losses(loss_fn(module, batch), size)
+    return losses / size if getattr(loss_fn, "is_summed", False) else losses
 
 
 def as_losses(losses: Any, size: int) -> torch.Tensor:

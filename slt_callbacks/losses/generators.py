@@ -87,7 +87,8 @@ def own_generators(module: nn.Module, *functions: Any) -> list[Any]:
     """
     found: dict[int, Any] = {}
     looked_at: set[int] = set()
-    waiting: deque[tuple[Any, int]] = deque([(module, 0), *((function, 0) for function in functions)])
+    # A module's flags are many: what functions reach comes first, or none would be left to look at it.
+    waiting: deque[tuple[Any, int]] = deque([*((function, 0) for function in functions), (module, 0)])
     while waiting and len(looked_at) < _MOST_LOOKED_AT:
         value, depth = waiting.popleft()
         if id(value) in looked_at:
@@ -97,8 +98,14 @@ def own_generators(module: nn.Module, *functions: Any) -> list[Any]:
             found[id(value)] = value
         elif isinstance(value, nn.Module):
             waiting.extend((inner, depth + 1) for part in value.modules() for inner in _attributes(part))
+            kinds = {type(part) for part in value.modules()}
+            waiting.extendleft((method, depth + 1) for kind in kinds for method in _own_methods(kind))
         elif depth < _DEEPEST:
-            waiting.extend((inner, depth + 1) for inner in _reached_from(value))
+            further = [(inner, depth + 1) for inner in _reached_from(value)]
+            if isinstance(value, types.FunctionType):
+                waiting.extendleft(further)
+            else:
+                waiting.extend(further)
     everywhere = {id(generator) for generator in (torch.default_generator, *torch.cuda.default_generators)}
     return [generator for key, generator in found.items() if key not in everywhere]
 
@@ -138,6 +145,13 @@ def _attributes(part: nn.Module) -> Iterator[Any]:
             yield value
 
 
+def _own_methods(kind: type) -> Iterator[types.FunctionType]:
+    """Methods that a user wrote, who may draw from a generator among the variables of their file."""
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] not in ("torch", "lightning", "pytorch_lightning", "builtins"):
+            yield from (member for member in vars(base).values() if isinstance(member, types.FunctionType))
+
+
 def _reached_from(value: Any) -> Iterator[Any]:
     inner: Iterable[Any] = ()
     if isinstance(value, functools.partial):
@@ -166,4 +180,6 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:  # strides and shapes, of which convolutions have many
+        return all(type(item) in (int, float, str, bool, type(None)) for item in value)
     return value is None or isinstance(value, (int, float, str, bytes, torch.Tensor, np.ndarray, np.generic))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slt_callbacks.data.batches import Batch, map_leaves, num_rows
+from slt_callbacks.data.batches import Batch, map_leaves
 from slt_callbacks.losses.common_numbers import CommonNumbers
 from slt_callbacks.losses.functions import LossFn, muted
 from slt_callbacks.losses.stand_in import stand_in_for
@@ -83,14 +83,16 @@ class MeasuredLoss:
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """As `LossFn`."""
         manner = self.manner
-        size = num_rows(batch) if manner.summed else 1
         batch = self.prepared(module, batch)
         if manner.with_gradient and not torch.is_grad_enabled():
             with torch.enable_grad():
-                losses = self.loss_fn(module, batch).detach()
-        else:
-            losses = self.loss_fn(module, batch)
-        return losses / size if size > 1 else losses
+                return self.loss_fn(module, batch).detach()
+        return self.loss_fn(module, batch)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether what it gives of several samples is their sum, which `losses_of` divides by their number."""
+        return self.manner.summed
 
     def prepared(self, module: nn.Module, batch: Batch) -> Batch:
         """What the loss function is given of a batch: a copy that has been through the transfer hooks."""

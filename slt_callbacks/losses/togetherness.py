@@ -36,6 +36,8 @@ def structure(alone: Sequence[float], pairs: Mapping[tuple[int, int], float]) ->
     if not all(map(math.isfinite, (*alone, *pairs.values()))):
         return "mean"  # for all that can be seen
     scale = max(map(abs, (*alone, *pairs.values())))
+    if sum(abs(value) > _CLOSE * scale for value in alone) == 1:
+        return "mean"  # a sum, and a mean over what counts, agree where one sample alone has a loss
 
     def close(first: float, second: float) -> bool:
         return abs(first - second) <= _CLOSE * scale

@@ -73,7 +73,7 @@ class Attributes:
             return [value.__self__]
         if isinstance(value, np.ndarray):
             return value.flat if value.dtype == object else ()
-        if isinstance(value, torch.Tensor) or hasattr(value, "__deepcopy__"):
+        if isinstance(value, torch.Tensor) or hasattr(type(value), "__deepcopy__"):
             return ()
         try:
             return list(_reduced(value))

@@ -76,6 +76,9 @@ class Fork:
                 self._frozen.append((own, parameter.detach()))
                 replaced[id(parameter)] = own
         self.module = copy_module(module, replaced, self._convert)
+        for part in self.module.modules():  # what Lightning calls ``self.dtype``
+            if getattr(part, "_dtype", None) in (torch.float16, torch.bfloat16):
+                part._dtype = self.dtype  # type: ignore[assignment]
         self._remembered = Remembered(self.module)
         self._buffers = [
             (owner, name, buffer.clone())
@@ -121,6 +124,9 @@ class Fork:
 
     def keep_attributes(self) -> None:
         """Let the module begin with what its attributes hold now, from the next `reset` on."""
+        for part in self.module.modules():  # what Lightning calls ``self.dtype``
+            if getattr(part, "_dtype", None) in (torch.float16, torch.bfloat16):
+                part._dtype = self.dtype  # type: ignore[assignment]
         self._remembered = Remembered(self.module)
 
     def anchor_pieces(self) -> list[torch.Tensor]:
