@@ -67,3 +67,25 @@ def is_loss_fn_error(error: BaseException) -> bool:
         (True, False)
     """
     return isinstance(error, LossFnError) or (isinstance(error, RankFailedError) and error.in_loss_fn)
+
+
+class PartlyFailedError(RuntimeError):
+    """Some of those who were to be served have raised; the others were served all the same.
+
+    Args:
+        failures: What each of them has raised, by its name.
+        num_served: How many others there are.
+
+    Attributes:
+        failures: As given.
+        num_served: As given.
+
+    Example:
+        >>> PartlyFailedError({"CSVLogger runs/version_0": OSError("disk full")}, num_served=1)
+        PartlyFailedError('CSVLogger runs/version_0: OSError: disk full')
+    """
+
+    def __init__(self, failures: Mapping[str, Exception], num_served: int) -> None:
+        super().__init__("; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failures.items()))
+        self.failures = dict(failures)
+        self.num_served = num_served

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from slt_callbacks.basics.errors import PartlyFailedError
 from slt_callbacks.basics.keys import is_mean
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.detection.records import StageEvent
@@ -59,8 +60,15 @@ class Alert:
         if described is None or not trainer.is_global_zero:
             return
         title, text = described
-        if not send_alert(trainer.loggers, title, text):
-            warnings.warn(f"{title}: {text}", stacklevel=2)
+        sent = False
+        try:
+            sent = send_alert(trainer.loggers, title, text)
+        except PartlyFailedError as error:
+            sent = error.num_served > 0
+            raise
+        finally:
+            if not sent:
+                warnings.warn(f"{title}: {text}", stacklevel=2)
 
 
 class SaveCheckpoint:

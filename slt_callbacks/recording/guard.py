@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from slt_callbacks.basics.errors import PartlyFailedError
 from slt_callbacks.basics.notices import Notices
 from slt_callbacks.basics.rng import isolated_rng, seed_from
 
@@ -39,16 +40,20 @@ class Guard:
         self.notices = notices
         self.step = -1
         self._seed = seed
+        self._alike: dict[str, list[Any]] = {}  # plug-ins of one name, in the order in which they were called
 
     def __call__(self, plugin: Any, method: str, *arguments: Any) -> bool:
-        """Whether it went well."""
+        """Whether it went well; so it did where some of those whom a plug-in serves have raised, and it goes on."""
+        name = f"{self._name(plugin)}.{method}"
         try:
             with isolated_rng(self._seed_here):
                 getattr(plugin, method)(*arguments)
+        except PartlyFailedError as error:
+            for served, failure in error.failures.items():
+                message = f"{name} raised {type(failure).__name__} for {served}: {failure}. Training goes on."
+                self.notices.once(message, f"{name} {served}")
         except Exception as error:  # noqa: BLE001  # a full disk or a finished W&B run must not end training
-            name = getattr(plugin, "__name__", type(plugin).__name__)
-            message = f"{name}.{method} raised {type(error).__name__}: {error}. Training goes on."
-            self.notices.once(message, f"{name}.{method}")
+            self.notices.once(f"{name} raised {type(error).__name__}: {error}. Training goes on.", name)
             return False
         return True
 
@@ -75,6 +80,15 @@ class Guard:
         self.step = step
         with isolated_rng(self._seed_here):
             yield
+
+    def _name(self, plugin: Any) -> str:
+        """That of its class, or function; two of one name are told apart by their order."""
+        name = str(getattr(plugin, "__name__", type(plugin).__name__))
+        alike = self._alike.setdefault(name, [])
+        if not any(one is plugin for one in alike):
+            alike.append(plugin)
+        place = next(place for place, one in enumerate(alike, 1) if one is plugin)
+        return name if place == 1 else f"{name} (number {place})"
 
     @property
     def _seed_here(self) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slt_callbacks.sinks.base import Publication
-from slt_callbacks.sinks.wandb import wandb_run
+from slt_callbacks.sinks.each import logger_name, to_each
+from slt_callbacks.sinks.wandb import is_wandb
 
 
 class LoggerSink:
@@ -30,12 +31,19 @@ class LoggerSink:
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Take the loggers that are not W&B's."""
-        self._loggers = [logger for logger in loggers if wandb_run(logger) is None]
+        self._loggers = [logger for logger in loggers if not is_wandb(logger)]
 
     def publish(self, publication: Publication) -> None:
-        """Write the scalars."""
-        for logger in self._loggers:
-            logger.log_metrics(dict(publication.scalars), step=publication.log_step)
+        """Write the scalars.
+
+        Raises:
+            PartlyFailedError: If a logger has raised; the others have theirs.
+        """
+        to_each(
+            self._loggers,
+            lambda logger: logger.log_metrics(dict(publication.scalars), step=publication.log_step),
+            logger_name,
+        )
 
     def close(self) -> None:
         """The loggers belong to the trainer."""

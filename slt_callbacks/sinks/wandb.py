@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
 from slt_callbacks.observables.media import Picture
 from slt_callbacks.sinks.base import Publication
+from slt_callbacks.sinks.each import logger_name, to_each
 from slt_callbacks.sinks.files import caption, write_matrices
 from slt_callbacks.sinks.rows import Rows
 
@@ -49,47 +50,66 @@ class WandbSink:
         self._pending: Publication | None = None
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
-        """Find the runs and write the settings."""
+        """Find the runs and write the settings.
+
+        Raises:
+            PartlyFailedError: If a logger has no run to give; the others' are open. So everywhere below.
+        """
         self._last_step = 0
-        self._rows = [Rows(run) for run in _runs_of(loggers)]
-        for rows in self._rows:
-            rows.run.config.update({PREFIX: dict(config)}, allow_val_change=True)
+        self._rows = []
+
+        def begin(logger: Any) -> None:
+            run = wandb_run(logger)
+            if run is not None and not any(run is rows.run for rows in self._rows):
+                self._rows.append(Rows(run))
+                run.config.update({PREFIX: dict(config)}, allow_val_change=True)
+
+        to_each(loggers, begin, logger_name)
 
     def publish(self, publication: Publication) -> None:
         """One row, on W&B's own terms: a user's rows must survive it."""
         self._last_step = publication.measurement.step
         scalars: dict[str, Any] = {**publication.scalars, "trainer/global_step": publication.log_step}
-        for rows in self._rows:
-            rows.add(scalars, self._last_step, partial(_media, publication))
         if publication.matrices:
             self._pending = publication
-            if publication.events:
-                self._log_matrices()
+        news = self._matrices() if publication.matrices and publication.events else None
+
+        def write(rows: Rows) -> None:
+            try:
+                rows.add(scalars, self._last_step, partial(_media, publication))
+            finally:
+                _log_matrices(rows.run, news)
+
+        self._to_each(write)
 
     def finish(self, report: Report) -> None:
         """Stages and their figure in their last form; where nothing has happened, the charts say it all."""
         if report.rows:
             stages = [asdict(stage) for stage in report.stages]
-            for rows in self._rows:
-                rows.add({}, self._last_step, partial(_story, report.rows, stages, report))
+            self._to_each(lambda rows: rows.add({}, self._last_step, partial(_story, report.rows, stages, report)))
 
     def close(self) -> None:
         """The last row and matrices; the runs belong to the user."""
-        self._log_matrices()
-        for rows in self._rows:
-            rows.close(self._last_step)
-        self._rows = []
+        last = self._matrices()
 
-    def _log_matrices(self) -> None:
-        """One compressed artifact, at events and at the end: a table of a matrix would take seconds."""
+        def end(rows: Rows) -> None:
+            try:
+                rows.close(self._last_step)
+            finally:
+                _log_matrices(rows.run, last)
+
+        try:
+            self._to_each(end)
+        finally:
+            self._rows = []
+
+    def _to_each(self, give: Callable[[Rows], None]) -> None:
+        to_each(self._rows, give, lambda rows: _run_name(rows.run))
+
+    def _matrices(self) -> Publication | None:
+        """Those that are still to be written."""
         publication, self._pending = self._pending, None
-        if publication is None:
-            return
-        for run in (rows.run for rows in self._rows):
-            artifact = wandb.Artifact(f"{PREFIX}-matrices-{run.id}", type=f"{PREFIX}-matrices")
-            with artifact.new_file("matrices.npz", mode="wb") as file:
-                write_matrices(file, publication.measurement.step, publication.matrices)
-            run.log_artifact(artifact)
+        return publication
 
 
 class OwnRun:
@@ -134,26 +154,63 @@ def send_alert(loggers: Sequence[Any], title: str, text: str) -> bool:
     Returns:
         Whether there was a run.
 
+    Raises:
+        PartlyFailedError: If a run does not take it; the others have it.
+
     Example:
         >>> send_alert([], "LLC jump", "up by 12.3 between step 900 and 950")  # no WandbLogger: nobody was told
         False
     """
-    runs = _runs_of(loggers)
-    for run in runs:
-        run.alert(title=title, text=text, level="WARN", wait_duration=_AT_ONCE)
+    runs: list[Any] = []
+
+    def send(logger: Any) -> None:
+        run = wandb_run(logger)
+        if run is not None and not any(run is other for other in runs):
+            runs.append(run)
+            run.alert(title=title, text=text, level="WARN", wait_duration=_AT_ONCE)
+
+    to_each(filter(is_wandb, loggers), send, logger_name)
     return bool(runs)
 
 
 def wandb_run(logger: Any) -> Any | None:
     """The W&B run of a Lightning logger, or None for another kind of logger, or off rank 0."""
-    experiment = getattr(logger, "experiment", None)
+    try:
+        experiment = getattr(logger, "experiment", None)
+    except Exception:
+        if _is_wandb_logger(logger):
+            raise
+        return None  # another kind's troubles come to light where it is to log
     return experiment if isinstance(experiment, wandb.Run) else None
 
 
-def _runs_of(loggers: Sequence[Any]) -> list[Any]:
-    """Each once: a WandbLogger goes on in the run that it finds."""
-    runs = [run for run in map(wandb_run, loggers) if run is not None]
-    return [run for place, run in enumerate(runs) if not any(run is other for other in runs[:place])]
+def is_wandb(logger: Any) -> bool:
+    """Whether a logger is W&B's, and `WandbSink` sees to it.
+
+    Example:
+        >>> is_wandb(OwnRun(mode="disabled")), is_wandb("csv")
+        (True, False)
+    """
+    return _is_wandb_logger(logger) or wandb_run(logger) is not None
+
+
+def _is_wandb_logger(logger: Any) -> bool:
+    """By the name of the class: the package pytorch_lightning has one of its own, and its run may be out of reach."""
+    return any(base.__name__ in ("WandbLogger", "OwnRun") for base in type(logger).__mro__)
+
+
+def _run_name(run: Any) -> str:
+    return f"the W&B run {run.name or run.id}"
+
+
+def _log_matrices(run: Any, publication: Publication | None) -> None:
+    """One compressed artifact, at events and at the end: a table of a matrix would take seconds."""
+    if publication is None:
+        return
+    artifact = wandb.Artifact(f"{PREFIX}-matrices-{run.id}", type=f"{PREFIX}-matrices")
+    with artifact.new_file("matrices.npz", mode="wb") as file:
+        write_matrices(file, publication.measurement.step, publication.matrices)
+    run.log_artifact(artifact)
 
 
 def _media(publication: Publication) -> dict[str, Any]:

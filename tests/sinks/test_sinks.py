@@ -12,6 +12,7 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from slt_callbacks import LoggerSink, Measurement, MemorySink, Sink, WandbSink
+from slt_callbacks.basics.errors import PartlyFailedError
 from slt_callbacks.sinks.base import Publication
 
 MEASUREMENT = Measurement(8, {"llc": {"mean": 1.5, "per_chain": [1, 2]}, "health": {"failed_chains": 0}})
@@ -101,7 +102,7 @@ def test_numbers_survive_a_table_that_cannot_be_logged(tmp_path: Path, monkeypat
         raise ConnectionError("no answer")
 
     monkeypatch.setattr(wandb, "Table", unreachable)
-    with pytest.raises(ConnectionError, match="no answer"):
+    with pytest.raises(PartlyFailedError, match=r"^the W&B run .*: ConnectionError: no answer$"):
         sink.publish(dataclasses.replace(PUBLICATION, events=[{"step": 8}]))
     rows = [record["history"]["item"] for record in records(logger) if record["type"] == "history"]
     assert [row["slt/llc/mean"] for row in rows] == [1.5]
