@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 import lightning.pytorch as pl
 
+from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.awaited import awaited_keys
 
 
@@ -18,10 +19,12 @@ class Outbox:
 
     Args:
         names: What logged keys may begin with, after ``slt/``: the observables, "health" and "cost".
+        notices: Where it is told, once, that Lightning cannot be: a module may have a ``log`` of its own.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], notices: Notices) -> None:
         self._names = names
+        self._notices = notices
         self._waiting: dict[str, float] = {}
         self._asked_others = False
 
@@ -44,9 +47,17 @@ class Outbox:
     def tell(self, pl_module: pl.LightningModule, on_step: bool) -> None:
         """Into the bar and ``trainer.callback_metrics``, which a barebones trainer has not."""
         metrics, self._waiting = self._waiting, {}
-        if not pl_module.trainer.barebones:
+        if pl_module.trainer.barebones:
+            return
+        try:
             for key, value in metrics.items():
                 shown = key.endswith("/mean")
                 pl_module.log(
                     key, value, prog_bar=shown, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1
                 )
+        except Exception as error:  # noqa: BLE001  # it is the user's own
+            self._notices.once(
+                f"{type(pl_module).__name__}.log raised {type(error).__name__}: {error}. The numbers go to the loggers "
+                "alone, not into the progress bar and `trainer.callback_metrics`. Training goes on.",
+                "log",
+            )

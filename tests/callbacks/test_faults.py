@@ -272,6 +272,24 @@ class TestProcessesThatDisagree:
             monitor().setup(trainer, Regression(), "fit")
 
 
+class TestModulesThatLogInTheirOwnWay:
+    class Own(Regression):
+        def log(self, name: str, value: Any) -> None:  # type: ignore[override]
+            """Takes two arguments and no more."""
+
+    def test_one_warning_and_everything_else_as_usual(self) -> None:
+        memory = MemorySink()
+        watched = monitor(sinks=[memory])
+        torch.manual_seed(1)
+        trainer, told = fit_and_listen(watched, module=self.Own())
+        assert [text for text in told if "Own.log raised TypeError" in text and "Training goes on" in text]
+        assert len([text for text in told if "Own.log" in text]) == 1
+        assert [one.error for one in watched.history] == [None] * 3
+        assert len(memory.publications) == 3
+        torch.manual_seed(1)
+        assert fingerprint(trainer) == fingerprint(fit(module=self.Own()))
+
+
 class TestPlacesThatFail:
     def test_a_folder_that_cannot_be_made_costs_the_pictures(self, tmp_path: Path, undisturbed: str) -> None:
         (tmp_path / "taken").write_text("a file where the folder should be")
