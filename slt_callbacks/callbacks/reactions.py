@@ -158,7 +158,7 @@ def is_news(event: Any) -> bool:
 
 
 def num_transitions(events: Sequence[Any]) -> int:
-    """Jumps, events of the user's own, and boundaries that are announced, not withdrawn, and not those of a jump.
+    """Jumps without the way back, events of the user's own, and boundaries: announced, not withdrawn, and of no jump.
 
     Example:
         >>> jump = JumpEvent(step=130, index=13, direction=1, delta=5.0, z=9.0, onset_step=120, onset_index=12)
@@ -176,7 +176,7 @@ def num_transitions(events: Sequence[Any]) -> int:
         and not any(_same(jump, event) for jump in jumps)
     ]
     own = [event for event in events if is_news(event) and not isinstance(event, (JumpEvent, StageEvent))]
-    return len(jumps) + len(boundaries) + len(own)
+    return sum(not jump.returns for jump in jumps) + len(boundaries) + len(own)
 
 
 def describe(event: Any) -> tuple[str, str] | None:
@@ -184,6 +184,7 @@ def describe(event: Any) -> tuple[str, str] | None:
     if isinstance(event, JumpEvent):
         where = f"between step {event.onset_step} and {event.step}"
         text = f"{_DIRECTION[event.direction]} by {abs(event.delta):.4g} {where} (z = {event.z:.1f})"
+        text += ", back from the jump before" if event.returns else ""
         return ("LLC jump" if _of_llc(event) else "Jump of a watched number"), f"{event.key} {text}".lstrip()
     if isinstance(event, StageEvent):
         if event.kind != "announced":

@@ -33,6 +33,7 @@ _SPIKE = 3.5  # sd from the line beyond which a point is left out of it
 _WIDTH = 3  # points a jump may take
 _REARM = 4  # quiet forecasts (below 2.5 sd) after which a direction may alert again
 _QUIET = 2.5
+_RETURN = 0.5  # of the threshold: where the series was before is known, so that going back there needs less evidence
 _EARLY = 8.0  # points' worth of doubt about the noise scale: it is widened by 1 + 8 / n
 
 
@@ -51,6 +52,7 @@ class JumpEvent:
         onset_index: its place in the series.
         preset: sensitivity of the detector.
         key: logged key of the series, such as ``slt/llc/mean``; empty where the detector is used alone.
+        returns: whether it takes the jump before it back, after at most five measurements: the two are one spike.
 
     Example:
         >>> JumpEvent(step=100, index=10, direction=1, delta=2.5, z=8.0, onset_step=90, onset_index=9).preset
@@ -66,10 +68,13 @@ class JumpEvent:
     onset_index: int
     preset: str = "default"
     key: str = ""
+    returns: bool = False
 
 
 class JumpDetector:
     """Online alerts for jumps of a scalar, usually one measurement after the first point of the jump.
+
+    A spike of two measurements or more gives two, up and down; one of a single measurement gives none.
 
     Args:
         sensitivity: "sensitive", "default" or "strict": about 0.05, 0.03 and 0.02 false alarms per 100 points on
@@ -107,6 +112,7 @@ class JumpDetector:
         self._start = 0  # place in the valid points where the present level begins
         self._errors: list[float] = []  # sizes of the one-step forecast errors over `scales`, sorted
         self._blocked = {1: 0, -1: 0}  # quiet forecasts that each direction still needs
+        self._jumped: tuple[float, float] | None = None  # level and size of the last jump that has not been taken back
 
     @property
     def phi(self) -> float:
@@ -149,22 +155,22 @@ class JumpDetector:
         """
         series, noise = self._series, self._series.noise
         series.add(step, value, stderr, num_chains)
-        place, y, scale = series.points(max(self._start, len(noise.valid) - _WINDOW - _WIDTH))
-        if series.ends_missing or math.isnan(noise.phi) or len(place) <= _MIN_BEFORE:
+        if series.ends_missing or math.isnan(noise.phi):
             return None
+        place, y, scale = series.points(max(self._start, len(noise.valid) - _WINDOW - _WIDTH))
         # Correlated noise wanders away for longer than it scatters: a scale halfway between the two
         phi = math.sqrt(noise.phi * noise.phi_lr) * (1 + _EARLY / len(noise.valid))
         sd = phi * scale
-        misfit = self._forecast_error(place, y, sd, phi)
+        if len(place) > _MIN_BEFORE:
+            self._add_error(place, y, sd, phi)
         if len(noise.valid) < _MIN_POINTS:
             return None
-        for width in range(1, _WIDTH + 1):
-            if len(place) - 1 - width < _MIN_BEFORE:
-                break
-            event = self._test(place, y, sd * misfit, misfit, len(place) - 1 - width)
+        misfit = self._misfit(phi)
+        if len(place) - 2 < _MIN_BEFORE:
+            return self._return(place, y, sd * misfit)
+        for onset in range(len(place) - 2, max(len(place) - 2 - _WIDTH, _MIN_BEFORE - 1), -1):
+            event = self._test(place, y, sd * misfit, misfit, onset)
             if event is not None:
-                self._start = len(noise.valid)
-                self._blocked[event.direction] = _REARM
                 return event
         return None
 
@@ -196,6 +202,7 @@ class JumpDetector:
             "start": self._start,
             "errors": list(self._errors),
             "blocked": [self._blocked[1], self._blocked[-1]],
+            "jumped": None if self._jumped is None else list(self._jumped),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,15 +219,20 @@ class JumpDetector:
         self._start = state["start"]
         self._errors = list(state["errors"])
         self._blocked = dict(zip((1, -1), state["blocked"], strict=True))
+        jumped = state.get("jumped")  # older checkpoints have none
+        self._jumped = None if jumped is None else (jumped[0], jumped[1])
 
-    def _forecast_error(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, phi: float) -> float:
-        """Record the newest point's forecast error; return by how much such errors exceed the noise."""
+    def _add_error(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, phi: float) -> None:
+        """Record the newest point's forecast error."""
         mean, variance, _ = _forecast(place[:-1], y[:-1], sd[:-1], place[-1:])
         z = float((y[-1] - mean[0]) / math.sqrt(variance[0] + sd[-1] ** 2))
         for side, wait in self._blocked.items():
             if wait:
                 self._blocked[side] = wait - 1 if side * z < _QUIET else _REARM
         bisect.insort(self._errors, abs(z) * phi)
+
+    def _misfit(self, phi: float) -> float:
+        """By how much forecast errors exceed the noise."""
         if len(self._errors) <= 5:  # the median of fewer says nothing
             return 1.0
         return max(1.0, 1.4826 * sorted_median(self._errors) / phi)
@@ -237,16 +249,40 @@ class JumpDetector:
         if min(left[-2:].min(), moved.min()) <= threshold or self._blocked[side] or small:
             return None
         begin = onset + int(np.argmax(left > threshold / 2))  # the points before it only seemed to belong to the jump
-        now, first = int(place[-1]), int(place[begin])
+        self._start = len(self._series.noise.valid)
+        self._blocked[side] = _REARM
+        self._jumped = float(y[-2:].mean()), delta
+        return self._event(place[begin:], delta, float(left[-2:].min()))
+
+    def _return(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array) -> JumpEvent | None:
+        """Test whether a level that is still too young to be tested has been left again, back to where it came from."""
+        if self._jumped is None or len(place) < 2:
+            return None
+        level, size = self._jumped
+        side = -1 if size > 0 else 1
+        moved = side * (y[-2:] - level)
+        left = moved / (sd[-2:] * math.sqrt(1.5))  # the level is a mean of two such points
+        if left.min() <= _RETURN * _THRESHOLDS[self.sensitivity] or moved.min() <= abs(size) / 2:
+            return None
+        self._start = len(self._series.noise.valid) - 2
+        self._jumped = None
+        self._blocked[-side] = 0  # the next spike is another one
+        spike = bool(moved.max() < 1.5 * abs(size))  # farther, it is a jump of its own
+        return self._event(place[-2:], float(y[-2:].mean()) - level, float(left.min()), returns=spike)
+
+    def _event(self, place: npt.NDArray[np.int_], delta: float, z: float, returns: bool = False) -> JumpEvent:
+        """A jump from the first to the last of these places."""
+        now, first = int(place[-1]), int(place[0])
         return JumpEvent(
             step=self._series.step(now),
             index=self._series.index(now),
-            direction=side,
+            direction=1 if delta > 0 else -1,
             delta=delta,
-            z=float(left[-2:].min()),
+            z=z,
             onset_step=self._series.step(first),
             onset_index=self._series.index(first),
             preset=self.sensitivity,
+            returns=returns,
         )
 
 

@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from slt_callbacks import (
     StopTraining,
     stage_figure,
 )
-from slt_callbacks.callbacks.reactions import num_transitions
+from slt_callbacks.callbacks.reactions import describe, num_transitions
 from slt_callbacks.recording.events import FailureEvent, StepSizeEvent
 from slt_callbacks.recording.watch import Watch
 from tests.sinks.test_sinks import offline_logger, records
@@ -269,7 +269,9 @@ class TestWatch:
         fed(first, range(1, 31))
         strict = JumpDetector("strict")
         second = Watch({"slt/llc/mean": strict, "slt/llc/reference_loss": StageDetector()})
-        told = r"start afresh: JumpDetector\(sensitivity='strict', min_jump=0.0\) on slt/llc/mean, StageDetector\(\) on"
+        told = (
+            r"start afresh: JumpDetector\(sensitivity='strict', min_jump=0.0\) on slt/llc/mean, StageDetector\(\) on"
+        )
         with pytest.warns(UserWarning, match=told):
             second.load_state_dict(first.state_dict())
         assert second.found == first.found
@@ -512,6 +514,13 @@ class TestReactions:
         assert num_transitions([boundary("announced", 0, 30), boundary("withdrawn", 0, 30)]) == 0
         assert num_transitions([boundary("announced", 0, 30), boundary("revised", 0, 31)]) == 1
         assert num_transitions([boundary("announced", 0, 30), "at 3", {"type": "Crossing"}]) == 3
+
+    def test_a_spike_is_one_transition_and_its_return_is_told_as_such(self) -> None:
+        jump = JumpEvent(13, 12, 1, 5.0, 9.0, onset_step=12, onset_index=11, key="slt/llc/mean")
+        back = replace(jump, step=15, index=14, direction=-1, delta=-5.0, onset_step=14, onset_index=13, returns=True)
+        assert num_transitions([jump, back]) == 1
+        text = "slt/llc/mean down by 5 between step 14 and 15 (z = 9.0), back from the jump before"
+        assert describe(back) == ("LLC jump", text)
 
     def test_a_withdrawn_boundary_is_no_news(self) -> None:
         trainer = pl.Trainer(barebones=True, accelerator="cpu")

@@ -84,6 +84,47 @@ def test_a_senseless_value_gives_nothing_ever_and_hides_nothing(size, sign):
         assert [(event.index, event.direction) for event in run(values)] == [(71, 1)]
 
 
+@pytest.mark.parametrize("width", [2, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_spike_of_several_points_gives_its_rise_and_its_return(width, side):
+    for seed in range(8):
+        values = noisy(seed, 90)
+        values[40 : 40 + width] += 15.0 * side
+        values[60:] += 15.0 * side  # the level afterwards is the right one: what comes later is found as ever
+        rise, back, later = run(values)
+        assert [event.direction for event in (rise, back, later)] == [side, -side, side]
+        assert [event.onset_index for event in (rise, back, later)] == [40, 40 + width, 60]
+        assert max(rise.index - 40, back.index - 40 - width, later.index - 60) <= 2
+        assert [event.delta for event in (rise, back, later)] == pytest.approx(
+            [15 * side, -15 * side, 15 * side], abs=3
+        )
+        assert [event.returns for event in (rise, back, later)] == [False, width < 6, False]
+
+
+def test_a_spike_is_never_told_by_half():
+    told = []
+    for seed in range(60):
+        values = noisy(seed, 70)
+        values[40 : 42 + seed % 2] += 8.0  # about as large as an alert needs
+        told.append([event.direction for event in run(values)])
+    assert [one for one in told if one not in ([], [1, -1])] == []
+    assert told.count([1, -1]) > 30
+
+
+def test_spikes_in_a_row_are_told_one_by_one():
+    for seed in range(6):
+        values = noisy(seed, 90)
+        for at in (40, 48, 56):
+            values[at : at + 2] += 20
+        assert [event.direction for event in run(values)] == [1, -1] * 3
+
+
+def test_a_jump_past_the_old_level_takes_nothing_back():
+    values = noisy(0, at=40, size=20.0)
+    values[42:] -= 60
+    assert [(event.direction, event.returns) for event in run(values)] == [(1, False), (-1, False)]
+
+
 def test_sign_symmetry_and_scale_invariance():
     for seed in range(3):
         values = noisy(seed, at=40, size=12.0, width=2)
@@ -129,9 +170,10 @@ def test_min_jump_is_a_fraction_of_the_level():
 def test_resuming_at_every_point_gives_the_same_events(seed):
     values = noisy(seed, 70, at=25, size=15.0, width=3) - 12.0 * (np.arange(70) >= 62)
     values[[7, 33]] = math.nan
+    values[45:47] += 20
     unstopped = JumpDetector("sensitive", 0.01)
     whole = run(values, detector=unstopped)
-    assert len(whole) == 2
+    assert [event.returns for event in whole] == [False, False, True, False]
     for stop in range(len(values)):
         first, second = JumpDetector("sensitive", 0.01), JumpDetector()
         events = run(values[:stop], detector=first)
@@ -140,6 +182,18 @@ def test_resuming_at_every_point_gives_the_same_events(seed):
         assert events == whole
         assert json.dumps(second.state_dict()) == json.dumps(unstopped.state_dict())
         assert (second.sensitivity, second.min_jump) == ("sensitive", 0.01)
+
+
+def test_a_checkpoint_from_before_returns_were_told_loads():
+    values = noisy(0, at=40, size=20.0)
+    first, second = JumpDetector(), JumpDetector()
+    run(values[:30], detector=first)
+    state = first.state_dict()
+    del state["jumped"]
+    second.load_state_dict(state)
+    assert run(values[30:], detector=second, steps=range(30, 80)) == run(
+        values[30:], detector=first, steps=range(30, 80)
+    )
 
 
 def test_state_is_a_copy():
@@ -170,7 +224,7 @@ def test_phi():
 def test_event_is_frozen_and_plain():
     (event,) = run(noisy(0, at=40, size=20.0))
     assert isinstance(event, JumpEvent)
-    assert [type(v) for v in vars(event).values()] == [int, int, int, float, float, int, int, str, str]
+    assert [type(v) for v in vars(event).values()] == [int, int, int, float, float, int, int, str, str, bool]
     with pytest.raises(AttributeError, match="cannot assign"):
         event.step = 3
 
