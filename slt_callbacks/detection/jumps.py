@@ -79,7 +79,8 @@ class JumpDetector:
     Args:
         sensitivity: "sensitive", "default" or "strict": about 0.05, 0.03 and 0.02 false alarms per 100 points on
             simulated series with correlated noise, spikes, ramps and failed chains.
-        min_jump: smallest jump worth an alert, as a fraction of the level before it.
+        min_jump: smallest jump worth an alert, as a fraction of the level before it. On a curve with hardly any noise
+            the least change stands out. At a level near 0 a fraction says nothing, and every jump is large.
 
     Raises:
         ValueError: for an unknown sensitivity or a negative `min_jump`.
@@ -95,7 +96,7 @@ class JumpDetector:
         [(11, 10, 1)]
     """
 
-    def __init__(self, sensitivity: str = "default", min_jump: float = 0.0) -> None:
+    def __init__(self, sensitivity: str = "default", min_jump: float = 0.01) -> None:
         if sensitivity not in _THRESHOLDS:
             raise ValueError(f"Expected `sensitivity` to be one of {list(_THRESHOLDS)}, but got {sensitivity!r}.")
         if not (math.isfinite(min_jump) and min_jump >= 0):
@@ -165,7 +166,7 @@ class JumpDetector:
             self._add_error(place, y, sd, phi)
         if len(noise.valid) < _MIN_POINTS:
             return None
-        misfit = self._misfit(phi)
+        misfit = self._misfit(y, sd, phi)
         if len(place) - 2 < _MIN_BEFORE:
             return self._return(place, y, sd * misfit)
         for onset in range(len(place) - 2, max(len(place) - 2 - _WIDTH, _MIN_BEFORE - 1), -1):
@@ -231,10 +232,11 @@ class JumpDetector:
                 self._blocked[side] = wait - 1 if side * z < _QUIET else _REARM
         bisect.insort(self._errors, abs(z) * phi)
 
-    def _misfit(self, phi: float) -> float:
-        """By how much forecast errors exceed the noise."""
-        if len(self._errors) <= 5:  # the median of fewer says nothing
-            return 1.0
+    def _misfit(self, y: _Array, sd: _Array, phi: float) -> float:
+        """By how much forecast errors exceed the noise; while they are few, by how much the steps between points do."""
+        if len(self._errors) <= 5:  # a curve without noise would leave its first line at once
+            steps = np.abs(np.diff(y)) / np.hypot(sd[1:], sd[:-1])
+            return max(1.0, 1.4826 * float(np.median(steps))) if len(steps) else 1.0
         return max(1.0, 1.4826 * sorted_median(self._errors) / phi)
 
     def _test(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, misfit: float, onset: int) -> JumpEvent | None:

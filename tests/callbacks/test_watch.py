@@ -246,7 +246,7 @@ class TestWatch:
         assert [found.event for found in watch.found].count("at 20") == 1
 
     def test_ones_own_detector_is_added_and_one_of_our_classes_takes_the_place_of_the_default(self) -> None:
-        jumps, stages = "JumpDetector(sensitivity='default', min_jump=0.0)", "StageDetector()"
+        jumps, stages = "JumpDetector(sensitivity='default', min_jump=0.01)", "StageDetector()"
         assert Watch({"slt/llc/mean": Breaks()}).settings() == {"slt/llc/mean": [jumps, stages, "Breaks"]}
         strict = Watch({"slt/llc/mean": [JumpDetector("strict"), Breaks()]})
         assert strict.settings() == {"slt/llc/mean": [stages, jumps.replace("default", "strict"), "Breaks"]}
@@ -270,7 +270,7 @@ class TestWatch:
         strict = JumpDetector("strict")
         second = Watch({"slt/llc/mean": strict, "slt/llc/reference_loss": StageDetector()})
         told = (
-            r"start afresh: JumpDetector\(sensitivity='strict', min_jump=0.0\) on slt/llc/mean, StageDetector\(\) on"
+            r"start afresh: JumpDetector\(sensitivity='strict', min_jump=0.01\) on slt/llc/mean, StageDetector\(\) on"
         )
         with pytest.warns(UserWarning, match=told):
             second.load_state_dict(first.state_dict())
@@ -278,6 +278,15 @@ class TestWatch:
         assert second.stages == first.stages, "the detector that is the same goes on"
         assert strict.sensitivity == "strict"
         assert math.isnan(strict.phi)
+
+    def test_a_checkpoint_from_before_small_jumps_were_left_out_starts_afresh_with_a_warning(self) -> None:
+        first, second = Watch(), Watch()
+        fed(first, range(1, 31))
+        before = json.loads(json.dumps(first.state_dict()).replace("min_jump=0.01", "min_jump=0.0"))
+        with pytest.warns(UserWarning, match=r"start afresh: JumpDetector\(.*min_jump=0.01\) on slt/llc/mean\."):
+            second.load_state_dict(before)
+        assert second.found == first.found
+        assert second.stages == first.stages
 
     def test_events_of_ones_own_survive_as_builtins_and_their_rows_as_they_were(self) -> None:
         first, second = (Watch({"slt/llc/reference_loss": EveryTenth()}) for _ in range(2))

@@ -166,6 +166,42 @@ def test_min_jump_is_a_fraction_of_the_level():
     assert run(values, detector=JumpDetector(min_jump=0.5)) == []
 
 
+def smooth(name, n=120):
+    t = np.arange(float(n))
+    return {
+        "settles": 50 + 0.1 * np.exp(-t / 8),
+        "settles from below": 50 * (1 - 0.002 * np.exp(-t / 15)),
+        "swings": 50 * (1 + 0.002 * np.exp(-t / 20) * np.cos(t / 6)),
+        "moves on": 50 + 0.1 * np.clip((t - 50) / 4, 0, 1),
+        "steps": 50 + 0.1 * (t >= 50),
+        "grows": 51 - 50 * np.exp(-t / 20),
+        "falls": 100 / (1 + t / 5),
+        "ramp": 10 + 0.1 * t,
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["settles", "settles from below", "swings", "moves on", "steps", "grows", "falls", "ramp"]
+)
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-5, 1e-4])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_smooth_curve_gives_no_alert(name, noise, side):
+    values = smooth(name) * (1 + noise * np.random.default_rng(0).normal(size=120))
+    assert run(side * values, None) == []
+
+
+def test_a_small_step_is_told_where_it_is_asked_for():
+    (event,) = run(smooth("steps"), None, JumpDetector(min_jump=0.0))
+    assert event.onset_index == 50
+    (event,) = run(50 + 10 * (smooth("steps") - 50), None)  # 2 % of the level
+    assert event.onset_index == 50
+
+
+def test_no_jump_is_small_at_a_level_of_0():
+    values = np.random.default_rng(0).normal(0, 1e-6, 80) + 1e-4 * (np.arange(80) >= 40)
+    assert [event.onset_index for event in run(values, None)] == [40]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_resuming_at_every_point_gives_the_same_events(seed):
     values = noisy(seed, 70, at=25, size=15.0, width=3) - 12.0 * (np.arange(70) >= 62)
