@@ -30,6 +30,7 @@ _WINDOW = 20  # points that carry the line at most: stages bend within a few ten
 _DECAY = 0.94  # weight lost per point of age: the line follows slow bends
 _SLOPE = 0.1  # prior slope, noise sd per point: without it two points of a jump in progress become a steep trend
 _SPIKE = 3.5  # sd from the line beyond which a point is left out of it
+_ASTRAY = 100.0  # sd of the points about a line that a few of them have drawn away: where values repeat, sd is rounding
 _WIDTH = 3  # points a jump may take
 _REARM = 4  # quiet forecasts (below 2.5 sd) after which a direction may alert again
 _QUIET = 2.5
@@ -156,7 +157,11 @@ class JumpDetector:
         """
         series, noise = self._series, self._series.noise
         series.add(step, value, stderr, num_chains)
-        if series.ends_missing or math.isnan(noise.phi):
+        if series.ends_missing:
+            return None
+        if math.isnan(noise.phi):
+            if len(noise.valid) > _MIN_BEFORE:  # all values are 0, and so was each forecast
+                self._errors.append(0.0)
             return None
         place, y, scale = series.points(max(self._start, len(noise.valid) - _WINDOW - _WIDTH))
         # Correlated noise wanders away for longer than it scatters: a scale halfway between the two
@@ -225,7 +230,7 @@ class JumpDetector:
 
     def _add_error(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, phi: float) -> None:
         """Record the newest point's forecast error."""
-        mean, variance, _ = _forecast(place[:-1], y[:-1], sd[:-1], place[-1:])
+        mean, variance, *_ = _forecast(place[:-1], y[:-1], sd[:-1], place[-1:])
         z = float((y[-1] - mean[0]) / math.sqrt(variance[0] + sd[-1] ** 2))
         for side, wait in self._blocked.items():
             if wait:
@@ -241,7 +246,9 @@ class JumpDetector:
 
     def _test(self, place: npt.NDArray[np.int_], y: _Array, sd: _Array, misfit: float, onset: int) -> JumpEvent | None:
         """Test a jump that begins at position `onset` of the window."""
-        mean, variance, level = _forecast(place[:onset], y[:onset], sd[:onset] / misfit, place[onset:])
+        mean, variance, level, scatter = _forecast(place[:onset], y[:onset], sd[:onset] / misfit, place[onset:])
+        if scatter > _ASTRAY * misfit:  # then its own points are the scale
+            sd, misfit = sd * scatter / misfit, scatter
         side = 1 if y[-1] > mean[-1] else -1
         left = side * (y[onset:] - mean) / np.sqrt(misfit**2 * variance + sd[onset:] ** 2)
         moved = side * (y[-2:] - level) / sd[-2:]
@@ -290,8 +297,12 @@ class JumpDetector:
 
 def _forecast(
     place: npt.NDArray[np.int_], y: _Array, sd: _Array, ahead: npt.NDArray[np.int_]
-) -> tuple[_Array, _Array, float]:
-    """Weighted line through (place, y), without its outliers: means and variances at `ahead`, and its last level."""
+) -> tuple[_Array, _Array, float, float]:
+    """Weighted line through (place, y), without its outliers.
+
+    Returns:
+        Means and variances at `ahead`, the last level, and the scatter of the points about the line in sd, 1 at least.
+    """
     weight = _DECAY ** (ahead[0] - 1 - place) / sd**2
     ridge = 1 / (_SLOPE * float(sd[-1])) ** 2
     for attempt in range(2):
@@ -301,11 +312,12 @@ def _forecast(
         precision = weight @ offset**2 + ridge
         slope = (weight @ (offset * (y - height))) / precision
         residual = np.abs(y - height - slope * offset) / sd
-        outlier = residual > _SPIKE * max(1.0, 1.4826 * sorted_median(sorted(residual.tolist())))
+        scatter = max(1.0, 1.4826 * sorted_median(sorted(residual.tolist())))
+        outlier = residual > _SPIKE * scatter
         if attempt or not outlier.any():
             break
         # None at all, however far away it is; more than half of the points remain, for the limit is five medians
         weight = np.where(outlier, 0.0, weight)
     away = ahead - centre
     level = float(height + slope * (ahead[0] - 1 - centre))
-    return height + slope * away, 1 / total + away**2 / precision, level
+    return height + slope * away, 1 / total + away**2 / precision, level, scatter

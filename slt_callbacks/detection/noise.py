@@ -22,6 +22,13 @@ _MISSING = 1.5  # a point without a standard error counts as this many usual one
 _NORMAL = 1.4826  # median absolute deviation of a normal variable -> its standard deviation
 _BLOCK = 3  # points in the means whose second differences show correlation; longer blocks see the curve's bends
 _LARGEST = float(np.finfo(np.float32).max)  # beyond it nothing was measured, and squares overflow
+_CHANCE = (
+    0.05  # share of differences that are rounding on a curve with little noise: such small ones count as others do
+)
+_RECENT = 20  # measurements over which a series that repeats its values is told from one that varies
+_MOSTLY = 0.75  # share of them, in a straight line to rounding, beyond which the others are events and not noise
+_NEWEST = 3  # measurements that may be a jump, and are left out of what it is compared with
+_AROUND = 7  # points whose median is the level in their middle, unless four of them have left it
 _RESOLUTION = 1e-6  # float32 keeps about 7 digits: a smaller scatter, relative to the value, is rounding
 
 
@@ -32,6 +39,10 @@ class NoiseModel:
     standard errors; the noise of point i is ``phi * scale_i``, with
     ``phi = 1.4826 median_i |y_i - interpolation of its neighbours| / (its standard deviation under scale)``.
     Multiplying every standard error by a constant changes nothing but `phi`.
+
+    Of values that repeat one another exactly, such as counts, most differences are 0 and say nothing of the noise: they
+    are left out of the median. Where the latest ones repeat, the noise is the larger of their rounding and of the root
+    mean square of their departures from a running median.
 
     Attributes:
         values: the series, in its own unit; NaN where a measurement is missing.
@@ -51,6 +62,7 @@ class NoiseModel:
         self.valid: list[int] = []
         self._errors: list[float] = []
         self._differences: dict[int, list[float]] = {1: [], _BLOCK: []}  # kept sorted, for their medians
+        self._phi: float | None = None
 
     def add(self, value: float, stderr: float | None = None, num_chains: int | None = None) -> None:
         """Append one measurement.
@@ -62,6 +74,7 @@ class NoiseModel:
         """
         error = float(stderr) if stderr is not None and 0 < stderr <= _LARGEST else math.nan
         known = abs(value) <= _LARGEST
+        self._phi = None
         scale = self._scale(error, 4 if num_chains is None else max(int(num_chains), 2))
         self.scales.append(scale)
         self.values.append(float(value) if known else math.nan)
@@ -73,15 +86,15 @@ class NoiseModel:
 
     @property
     def phi(self) -> float:
-        """Noise of the curve from point to point, over `scales`; NaN below 5 points or where nothing varies.
+        """Noise of the curve from point to point, over `scales`; NaN below 5 points or where all values are 0.
 
         Example:
             >>> NoiseModel().phi
             nan
         """
-        if len(self.valid) < 5:  # three differences: no scale yet, and none is guessed from the size of stderr
-            return math.nan
-        return _NORMAL * sorted_median(self._differences[1]) or math.nan
+        if self._phi is None:  # asked for several times a measurement
+            self._phi = self._calibrated()
+        return self._phi
 
     @property
     def phi_lr(self) -> float:
@@ -126,6 +139,7 @@ class NoiseModel:
             >>> second.values
             [1.0]
         """
+        self._phi = None
         self.values, self.scales = list(state["values"]), list(state["scales"])
         self.valid, self._errors = list(state["valid"]), list(state["errors"])
         self._differences = {size: list(found) for size, found in zip((1, _BLOCK), state["differences"], strict=True)}
@@ -144,6 +158,50 @@ class NoiseModel:
             return _MISSING * usual
         return math.sqrt(((chains - 1) * error**2 + _PRIOR * usual**2) / (chains - 1 + _PRIOR))
 
+    def _calibrated(self) -> float:
+        if len(self.valid) < 5:  # three differences: no scale yet, and none is guessed from the size of stderr
+            return math.nan
+        differences = self._differences[1]
+        exact = bisect.bisect_right(differences, 0.0)
+        mostly = 2 * exact > len(differences)  # their median would be 0
+        if exact == len(differences) or (mostly and self._repeats()):
+            return max(self._resolution(), self._departures())
+        by_chance = exact <= _CHANCE * len(differences)
+        return _NORMAL * sorted_median(differences if by_chance else differences[exact:])
+
+    def _repeats(self) -> bool:
+        """Whether the latest values repeat one another, up to the points that may be a jump."""
+        y = np.array([self.values[i] for i in self.valid[-_RECENT:-_NEWEST]])
+        if len(y) < 3:
+            return True
+        bends, size = np.abs(y[1:-1] - (y[:-2] + y[2:]) / 2), np.abs(y)
+        exact = bends <= _RESOLUTION * np.maximum(size[1:-1], np.maximum(size[:-2], size[2:]))
+        return float(exact.mean()) > _MOSTLY
+
+    def _resolution(self) -> float:
+        """Noise of rounding over `scales`: to integers, or to single precision; NaN where all values are 0."""
+        sizes = [abs(self.values[i]) for i in self.valid if self.values[i]]
+        if not sizes:
+            return math.nan
+        rounding = 12**-0.5 if all(size.is_integer() for size in sizes) else _RESOLUTION * min(sizes)
+        return rounding / statistics.median(self.scales[i] for i in self.valid)
+
+    def _departures(self) -> float:
+        """Root mean square distance of the points from the medians around them, over `scales`.
+
+        The median follows a level that jumps, and not a few points that leave it. The largest distance counts as the
+        second: one senseless value hides nothing.
+        """
+        known = self.valid[:-_NEWEST]
+        if len(known) < _AROUND:
+            return 0.0
+        y, scale = (np.array([column[i] for i in known]) for column in (self.values, self.scales))
+        half = _AROUND // 2
+        usual = np.partition(np.lib.stride_tricks.sliding_window_view(y, _AROUND), half, axis=1)[:, half]
+        away = np.sort(np.abs(y[half:-half] - usual) / scale[half:-half])
+        away[-1] = away[-2] if len(away) > 1 else 0.0
+        return float(np.sqrt(np.mean(away**2)))
+
     def _difference(self, size: int) -> float:
         """|Middle of the last three blocks - interpolation of the outer two| in units of its scale."""
         rows = [self.valid[k - size : k or None] for k in (-2 * size, -size, 0)]
@@ -154,7 +212,7 @@ class NoiseModel:
         bend = abs(value[1] - (1 - share) * value[0] - share * value[2])
         rounding = _RESOLUTION * max(abs(v) for v in value)
         total = variance[1] + (1 - share) ** 2 * variance[0] + share**2 * variance[2]
-        return max(bend, rounding) / math.sqrt(total)
+        return bend / math.sqrt(total) if bend > rounding else 0.0
 
 
 def sorted_median(values: Sequence[float]) -> float:

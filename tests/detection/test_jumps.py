@@ -84,6 +84,55 @@ def test_a_senseless_value_gives_nothing_ever_and_hides_nothing(size, sign):
         assert [(event.index, event.direction) for event in run(values)] == [(71, 1)]
 
 
+@pytest.mark.parametrize("before", [9, 30, 200])
+@pytest.mark.parametrize(
+    ("value", "other"), [(0, 40), (0, 0.3), (0, -7), (7, 40), (7.5, 7.6), (-3, 0), (40, 0), (1e-9, 2e-9)]
+)
+@pytest.mark.parametrize("stderr", [None, 0.3])
+def test_a_constant_that_changes_jumps_at_once_and_only_once(before, value, other, stderr):
+    (event,) = run([value] * before + [other] * 100, stderr)
+    assert (event.onset_index, event.index) == (before, before + 1)
+    assert event.delta == pytest.approx(other - value)
+    assert event.direction == (1 if other > value else -1)
+
+
+def test_a_staircase_gives_an_event_a_step():
+    levels = [0, 5, 40, 10, 3, 60, 0]
+    events = run([level for level in levels for _ in range(12)])
+    assert [event.onset_index for event in events] == [12, 24, 36, 48, 60, 72]
+    assert [event.delta for event in events] == pytest.approx(np.diff(levels))
+    short = run([0.0] * 10 + [40.0] * 8 + [0.0] * 10 + [40.0] * 10)
+    assert [event.onset_index for event in short] == [10, 18, 28]
+
+
+@pytest.mark.parametrize("value", [0.0, 7.5])
+def test_noise_that_begins_after_a_constant_is_no_flood(value):
+    for seed in range(8):
+        events = run(np.concatenate([np.full(60, value), noisy(seed, 120, sd=4.0)]), None)
+        assert [(event.onset_index, event.direction) for event in events] == [(60, 1)]
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.12, 0.3])
+def test_rare_ones_in_a_count_give_nothing(value, rate):
+    for seed in range(6):
+        assert run(value + (np.random.default_rng(seed).random(150) < rate), None) == []
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.12, 0.3])
+def test_rare_departures_from_a_constant_are_no_flood(rate):
+    events = 0
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        events += len(run((generator.random(150) < rate) * generator.exponential(1.0, 150), None))
+    assert events <= 6  # 1500 points
+
+
+def test_neither_an_early_bend_nor_a_senseless_value_hides_the_jump_of_a_count():
+    assert [event.onset_index for event in run([12, 5] + [0] * 60 + [10] * 20)] == [62]
+    assert [event.onset_index for event in run([0] * 20 + [1e38] + [0] * 20 + [40] * 20)] == [41]
+
+
 @pytest.mark.parametrize("width", [2, 3, 4, 5, 6, 9])
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_spike_of_several_points_gives_its_rise_and_its_return(width, side):

@@ -39,13 +39,28 @@ def test_phi_is_unknown_below_five_points_and_for_a_constant_of_zero():
     assert math.isnan(fill([0.0] * 30, 0.1).phi)
 
 
-def test_phi_of_a_constant_is_its_rounding():
-    noise = fill([7.0] * 30)
-    assert noise.phi * noise.scales[-1] == pytest.approx(1.4826 * 7e-6 / math.sqrt(1.5))
+@pytest.mark.parametrize(("value", "rounding"), [(7.5, 7.5e-6), (-0.3, 0.3e-6), (7.0, 12**-0.5)])
+def test_phi_of_a_constant_is_its_rounding(value, rounding):
+    for stderr in (None, 0.02):
+        noise = fill([value] * 30, stderr)
+        assert noise.phi * noise.scales[-1] == pytest.approx(rounding)
+
+
+def test_phi_of_exact_values_ignores_levels_and_sees_departures():
+    steps = fill(np.repeat([0.0, 5.5, 40.0, 10.0], 20))
+    assert steps.phi < 1e-4
+    values = np.zeros(100)
+    values[[10, 30, 31, 50, 70]] = [2.5, 2.5, 2.5, 2.5, 1e38]  # the last one counts as the others do
+    assert fill(values).phi == pytest.approx(2.5 * math.sqrt(5 / 91))
+
+
+def test_phi_of_noise_is_not_lowered_by_exact_values_beside_it():
+    for values in (np.concatenate([np.zeros(150), white(0, 100)]), np.concatenate([white(0, 100), np.zeros(60)])):
+        assert fill(values).phi == pytest.approx(1.0, rel=0.4)
 
 
 def test_missing_points_keep_their_place():
-    line = 2.0 * np.arange(40)
+    line = 2.1 * np.arange(40)
     line[[5, 6, 20]] = np.nan
     noise = fill(line + 0.0, 1.0)
     assert len(noise.values) == 40

@@ -98,6 +98,34 @@ def test_jump_is_one_boundary_between_plateaus():
     assert abs(final[1].start_step - 40) <= 1
 
 
+@pytest.mark.parametrize("other", [40.0, 0.3])
+def test_a_count_that_leaves_0_is_one_boundary_at_once(other):
+    detector = StageDetector()
+    events = run([0.0] * 30 + [other] * 30, None, detector)
+    assert places(events) == [("announced", 0, 30)]
+    assert [(stage.type, stage.start_step) for stage in detector.finish()] == [("plateau", 0), ("plateau", 30)]
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.08, 0.2])
+def test_rare_departures_from_0_are_no_stages(rate):
+    told = 0
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        events = run((generator.random(150) < rate) * generator.exponential(1.0, 150), None)
+        told += sum(event.kind == "announced" for event in events)
+    assert told <= 4  # 1200 points
+
+
+def test_noise_and_exact_values_are_two_stages_in_either_order():
+    flat = np.zeros(60)
+    for seed in range(3):
+        noise = 40 + np.random.default_rng(seed).normal(0, 5, 60)
+        for halves in ((flat, noise), (noise, flat)):
+            detector = StageDetector()
+            run(np.concatenate(halves), None, detector)
+            assert np.abs(np.array(starts(detector.finish())) - [0, 60]).max() <= 1
+
+
 def test_spikes_give_nothing():
     values = noisy(3, np.zeros(120))
     values[[20, 50, 80, 83]] += [8, -8, 8, 10]
