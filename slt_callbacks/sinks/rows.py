@@ -123,6 +123,6 @@ class Rows:
         for key in scalars.keys() - self._defined:
             if key == keys.STEP:
                 self.run.define_metric(key)
-            elif keys.is_logged(key):
+            elif key.startswith(f"{keys.PREFIX}/"):  # the stage and the jump of a run too
                 self.run.define_metric(key, step_metric=keys.STEP, summary="last,max")
             self._defined.add(key)

@@ -127,7 +127,7 @@ class TestWhen:
             return square_error(module, batch)
 
         told: list[int] = []
-        monkeypatch.setattr(Budget, "spend", lambda _, seconds, steps: told.append(steps))
+        monkeypatch.setattr(Budget, "learn", lambda _, seconds, steps: told.append(steps))
         with pytest.warns(UserWarning, match="not now"):
             fit(monitor(loss_fn=loss_fn, every_n_train_steps=1), max_steps=4)
         warm = 2 * (warm_round(QUICK) + QUICK.num_draws)
