@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 def _one_thread() -> None:
     """Tensors in tests are tiny: a second thread only waits, and on a busy machine for milliseconds a step."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _lightning_speaks() -> None:
+    """An example that a test has imported mutes Lightning's logger for the whole process."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
 
 
 @pytest.fixture(autouse=True)
