@@ -22,9 +22,7 @@ _MISSING = 1.5  # a point without a standard error counts as this many usual one
 _NORMAL = 1.4826  # median absolute deviation of a normal variable -> its standard deviation
 _BLOCK = 3  # points in the means whose second differences show correlation; longer blocks see the curve's bends
 _LARGEST = float(np.finfo(np.float32).max)  # beyond it nothing was measured, and squares overflow
-_CHANCE = (
-    0.05  # share of differences that are rounding on a curve with little noise: such small ones count as others do
-)
+_CHANCE = 0.05  # share of differences that may be rounding by chance, and then count as others do
 _RECENT = 20  # measurements over which a series that repeats its values is told from one that varies
 _MOSTLY = 0.75  # share of them, in a straight line to rounding, beyond which the others are events and not noise
 _NEWEST = 3  # measurements that may be a jump, and are left out of what it is compared with
