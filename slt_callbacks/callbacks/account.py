@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.arguments import is_fast_dev_run
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.forecast import Forecast
+from slt_callbacks.callbacks.loaders import planned_steps
+from slt_callbacks.callbacks.prospect import Prospect
 from slt_callbacks.callbacks.schedule import Trigger
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.measurement import Measurement
@@ -21,10 +25,13 @@ class Account:
     Args:
         budget: How much of the training time measuring may take.
         in_checkpoints: Whether checkpoints hold the chains, which the line mentions.
+        notices: Where it is told, once, that the first measurement would take too long.
     """
 
-    def __init__(self, budget: Budget, in_checkpoints: bool) -> None:
+    def __init__(self, budget: Budget, in_checkpoints: bool, notices: Notices) -> None:
         self.budget = budget
+        self._notices = notices
+        self._prospect: Prospect | None = None
         self._in_checkpoints = in_checkpoints
         self._first_step = 0
         self._told = False
@@ -34,14 +41,25 @@ class Account:
         self.budget.start()
         self._first_step = step
 
-    def allows(self, expected_steps: int) -> bool:
+    def expect(self, prospect: Prospect | None) -> None:
+        """What the first measurement will cost; None where training does not wait for it, or nothing is known."""
+        known = prospect is not None and math.isfinite(prospect.first_seconds)
+        self._prospect = prospect if known else None
+        self.budget.first_pace = prospect.first_seconds / prospect.num_steps if prospect is not None and known else 0.0
+
+    def allows(self, expected_steps: int, trainer: pl.Trainer) -> bool:
         """Whether a measurement of so many gradient steps fits; one that does not is counted.
 
         Without chains there is nothing to go by but the last measurement: it counts as one step.
         """
-        if self.budget.allows(max(expected_steps, 1)):
+        long = self.budget.is_long(expected_steps)
+        run_seconds = self._run_seconds(trainer) if long else 0.0
+        if self.budget.allows(max(expected_steps, 1), run_seconds):
             return True
         self.budget.skipped += 1
+        if long and self._prospect is not None and self.budget.max_overhead is not None:
+            allowance = self.budget.allowance(run_seconds)
+            self._notices.once(self._prospect.too_long(self.budget.max_overhead, allowance), "too long")
         return False
 
     def charge(self, measurement: Measurement, blocked: float, expected_steps: int, num_failed: int) -> Measurement:
@@ -76,3 +94,10 @@ class Account:
             in_checkpoints=self._in_checkpoints,
         )
         rank_zero_info(forecast.line(estimator.config, self.budget.max_overhead))
+
+    def _run_seconds(self, trainer: pl.Trainer) -> float:
+        """Duration of the whole fit without measuring, as its steps have gone; 0 where that is not known."""
+        done, planned = trainer.global_step - self._first_step, planned_steps(trainer)
+        if done <= 0 or planned is None:
+            return 0.0
+        return self.budget.training_seconds / done * (planned - self._first_step)

@@ -6,6 +6,9 @@ import math
 import time
 from collections.abc import Callable
 
+# A first measurement that takes longer would look like a run that hangs.
+LONG_SECONDS = 60.0
+
 
 class Budget:
     """Keeps measuring below a share of the training time, both measured on the wall clock of this fit.
@@ -16,6 +19,7 @@ class Budget:
 
     Attributes:
         max_overhead: The limit.
+        first_pace: Seconds of a gradient step, as it was timed before the first measurement; 0 where it was not.
         skipped: Due measurements left out so far.
 
     Raises:
@@ -40,6 +44,7 @@ class Budget:
             raise ValueError(f"Expected `max_overhead` to be a positive share or None, but got {max_overhead!r}.")
         self.max_overhead = max_overhead
         self._clock = clock
+        self.first_pace = 0.0
         self._started: float | None = None
         self._spent = 0.0
         self._pace = 0.0
@@ -55,11 +60,32 @@ class Budget:
         training = self.training_seconds
         return self._spent / training if training > 0 else math.inf
 
-    def allows(self, steps: int = 1) -> bool:
-        """Whether a measurement expected to take so many gradient steps would, as the last went, keep the limit."""
-        if self.max_overhead is None or self._spent == 0:
+    def is_long(self, steps: int) -> bool:
+        """Whether the first measurement, of so many gradient steps, is one that training has to pay for beforehand."""
+        return not self._pace and steps * self.first_pace > LONG_SECONDS
+
+    def allowance(self, run_seconds: float = 0.0) -> float:
+        """Seconds that a first measurement may take.
+
+        Args:
+            run_seconds: Duration of the whole fit without measuring, where it is known: it pays for the first as a
+                whole.
+        """
+        share = math.inf if self.max_overhead is None else self.max_overhead
+        return max(LONG_SECONDS, share * max(self.training_seconds, run_seconds) - self._spent)
+
+    def allows(self, steps: int = 1, run_seconds: float = 0.0) -> bool:
+        """Whether a measurement expected to take so many gradient steps would, as the last went, keep the limit.
+
+        Args:
+            steps: How many.
+            run_seconds: As `allowance` takes it.
+        """
+        if self.max_overhead is None:
             return True
-        return self._spent + steps * self._pace <= self.max_overhead * self.training_seconds
+        if self.is_long(steps):
+            return steps * self.first_pace <= self.allowance(run_seconds)
+        return self._spent == 0 or self._spent + steps * self._pace <= self.max_overhead * self.training_seconds
 
     def spend(self, seconds: float, steps: int = 1) -> None:
         """A measurement took so long.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from slt_callbacks.sampling.config import SamplerConfig
 
 # Fewer draws than this say nothing about convergence: R-hat and the drift test cannot read them.
-_FEWEST_DRAWS = 16
+FEWEST_DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Forecast:
         )
         text += f" of them, measure every {every} steps"
         draws, burn_in = math.floor(config.num_draws / excess), math.floor(config.num_burnin_steps / excess)
-        if draws >= _FEWEST_DRAWS:
+        if draws >= FEWEST_DRAWS:
             return f"{text}, or give `num_draws={draws}, num_burnin_steps={burn_in}`."
         return f"{text}, or make a gradient step cheaper by a smaller `batch_size`."
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import BatchSampler
 
@@ -29,6 +32,21 @@ def batch_size_of(loaders: Any) -> int | None:
     if size is None and isinstance(sampler, BatchSampler):  # among several processes Lightning gives loaders such a one
         size = sampler.batch_size
     return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+
+
+def planned_steps(trainer: pl.Trainer) -> int | None:
+    """Optimizer steps of a fit from its first; None where it has no end that is known."""
+    try:
+        steps = trainer.estimated_stepping_batches
+    except MisconfigurationException:  # accumulation that changes from epoch to epoch
+        return None
+    return int(steps) if 0 < steps < math.inf else None
+
+
+def steps_of_an_epoch(trainer: pl.Trainer) -> int | None:
+    """Optimizer steps of an epoch; None where that is not known."""
+    batches = trainer.num_training_batches
+    return math.ceil(batches / trainer.accumulate_grad_batches) if 0 < batches < math.inf else None
 
 
 def _one_by_one(loaders: Any) -> list[Any]:

@@ -83,7 +83,10 @@ class SLTMonitor(pl.Callback):
         persistent_chains: Chains go on from one measurement to the next (memory: chains x parameters), which saves most
             of the burn-in. False starts each measurement at the weights themselves.
         max_overhead: Most seconds of measuring for a second of training; a due measurement beyond it is skipped and
-            counted. The first one always runs. None for no limit.
+            counted. The first one runs, unless a gradient pass before it says that it takes more than a minute: such a
+            one waits until the training that is done, or all of a fit whose length is known, pays for it, and a warning
+            names settings that fit. It is never made shorter by itself, for that would be another curve. None for no
+            limit.
         detectors: What watches which logged key, one or several, such as ``{"slt/kernel/trace": JumpDetector()}``; a
             `JumpDetector` and a `StageDetector` watch the mean of the first LLC as well, where one of the same class
             takes its place and an empty list switches them off.
@@ -230,7 +233,7 @@ class SLTMonitor(pl.Callback):
     ) -> None:
         """Without a reference, keep the first batches."""
         if self._run.samples.collect(trainer, batch):
-            self._run.open(trainer)
+            self._run.open(trainer, pl_module, begun=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -249,7 +252,7 @@ class SLTMonitor(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure where an epoch trigger is due; an epoch is all that first batches may take."""
         if self._run.samples.settle(trainer):
-            self._run.open(trainer)
+            self._run.open(trainer, pl_module, begun=True)
         if self._run.trigger.at_epoch_end(trainer.current_epoch):
             log_step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
             self._run.measure(trainer, pl_module, log_step, on_step=False)

@@ -56,9 +56,9 @@ class Run:
         self._asked = asked
         self._notices = Notices(_warn)
         self._guard = Guard(self._notices, asked.seed)
-        self._trial = Trial(asked.loss_fn, self._notices)
+        self._trial = Trial(asked, self._notices)
         self.trigger = asked.when.trigger(self._guard, asked.seed)
-        self._account = Account(Budget(asked.max_overhead), asked.between.checkpoint_chains)
+        self._account = Account(Budget(asked.max_overhead), asked.between.checkpoint_chains, self._notices)
         self.story = asked.story(self._notices, self._guard)
         self.samples = Samples(asked, self._notices, self._go_on)
         self.outbox = Outbox({*asked.observables, "health", "cost"}, self._notices)
@@ -68,8 +68,13 @@ class Run:
         self._submitted: dict[int, _Submitted] = {}  # what is being measured, by training step
         self._last_step: int | None = None  # of the last measurement in this process
 
-    def open(self, trainer: pl.Trainer, pl_module: pl.LightningModule | None = None) -> None:
-        """There is a reference set: try the loss on the module, if one is given, and begin to tell.
+    def open(self, trainer: pl.Trainer, pl_module: pl.LightningModule, begun: bool = False) -> None:
+        """There is a reference set: try the loss on the module, say what will be measured, and begin to tell.
+
+        Args:
+            trainer: With its loaders.
+            pl_module: The live module.
+            begun: Whether training has begun: a mistake costs measurements then, and no longer the run.
 
         Raises:
             MisconfigurationException: If nothing can be measured, unless it is the user's own loss that raises: that
@@ -79,8 +84,8 @@ class Run:
         if estimator is None:
             return
         self._trial.prepare(estimator, trainer)
-        if pl_module is not None:
-            self._trial.check(estimator, pl_module)
+        sound = begun or self._trial.check(estimator, pl_module)
+        self._account.expect(self._trial.look_ahead(estimator, trainer, pl_module, self.trigger, sound))
         executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
         self._executor = executor if self._guard(executor, "open", estimator) else None
         if trainer.is_global_zero:
@@ -186,7 +191,7 @@ class Run:
         """Whether a due measurement takes place; one that the budget forbids is counted."""
         estimator = self.samples.estimator
         again = self._last_step is not None and (self._last_step == trainer.global_step or is_fast_dev_run(trainer))
-        return estimator is not None and not again and self._account.allows(estimator.expected_steps)
+        return estimator is not None and not again and self._account.allows(estimator.expected_steps, trainer)
 
     def _record_all(
         self,

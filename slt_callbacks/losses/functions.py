@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,30 @@ def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
         f"{type(module).__name__}, but found none: pass a function `loss_fn(module, batch)` that returns one loss a "
         "sample."
     )
+
+
+def name_of_loss(loss_fn: LossFn | None, module: nn.Module) -> str:
+    """What `resolve_loss` takes, by the name that the user knows it by.
+
+    Example:
+        >>> def losses(module, batch):
+        ...     return module(batch).square().mean(1)
+        >>> class Net(nn.Linear):
+        ...     def per_sample_loss(self, batch):
+        ...         return self(batch).square().mean(1)
+        >>> name_of_loss(losses, Net(2, 1)), name_of_loss(None, Net(2, 1))
+        ('losses', 'Net.per_sample_loss')
+    """
+    if loss_fn is None:
+        own = "per_sample_loss" if callable(getattr(module, "per_sample_loss", None)) else "training_step"
+        return f"{type(module).__name__}.{own}"
+    if isinstance(loss_fn, functools.partial):
+        return name_of_loss(loss_fn.func, module)
+    name = str(getattr(loss_fn, "__qualname__", type(loss_fn).__qualname__)).rpartition("<locals>.")[2]
+    code = getattr(loss_fn, "__code__", None)
+    if code is not None and name.endswith("<lambda>"):  # of which there may be many
+        return f"{name} in line {code.co_firstlineno} of {os.path.basename(code.co_filename)}"
+    return name
 
 
 def overrides(kind: type, name: str) -> bool:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from slt_callbacks.measuring.preparation import Preparation, means_at_fork
 from slt_callbacks.measuring.sampling_run import NOT_FINITE, Sampled, SamplingRun
 from slt_callbacks.measuring.settings import Settings, changes
 from slt_callbacks.measuring.target import Target
+from slt_callbacks.measuring.timed_pass import TimedPass, time_pass
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.observables.media import Media
 from slt_callbacks.observables.panel import Panel
@@ -130,6 +132,11 @@ class Estimator:
         return sum(target.expected_steps for target in self._targets.values()) if self._panel.reads_draws else 0
 
     @property
+    def later_steps(self) -> int:
+        """Gradient steps of a later measurement in this process, if its chains do not drift."""
+        return sum(target.later_steps for target in self._targets.values()) if self._panel.reads_draws else 0
+
+    @property
     def warm_steps(self) -> int:
         """Gradient steps of a chain that goes on from the last measurement, if it does not drift."""
         return self._main.warm_steps
@@ -157,6 +164,14 @@ class Estimator:
         self._preparation.try_again()
         with self._undisturbed(module, self.settings.seed):
             self._preparation.objective(module)
+
+    def time_pass(self, module: nn.Module) -> TimedPass:
+        """Fork `module` and take a gradient pass, which tells what the first measurement will see and take.
+
+        Raises:
+            Exception: Whatever the loss function raises, and as `check`.
+        """
+        return self._as_memory_allows(lambda: self._time_pass(module))
 
     def measure(self, module: nn.Module, step: int = 0, on_steps: OnSteps | None = None) -> Measurement:
         """Measure `module` at its present weights; it is read, never changed.
@@ -264,6 +279,14 @@ class Estimator:
                 _log.log(level, text, smaller)
             if torch.cuda.is_available():  # outside of the handler, which keeps the tensors of the attempt alive
                 torch.cuda.empty_cache()
+
+    def _time_pass(self, module: nn.Module) -> TimedPass:
+        with self._undisturbed(module, self.settings.seed):
+            objective, main = self._preparation.objective(module), self._main
+            draws = main.num_chains * self.config.num_draws if self._panel.reads_draws else 0
+            forwards = len(objective) + draws * self._preparation.samples_a_draw(objective)
+            at_once = partial(main.seconds_at_once, objective)
+            return time_pass(objective, self.expected_steps, main.num_chains, forwards, at_once)
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""

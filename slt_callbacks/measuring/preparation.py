@@ -124,6 +124,13 @@ class Preparation:
             probes[key] = Probe(self._asked(TokenObjective, fork, loss_fn, self._reference))
         return probes
 
+    def samples_a_draw(self, objective: Objective) -> int:
+        """Samples whose losses observables ask for at every draw, beside those that the SGLD step has computed."""
+        known = objective.per_sample and objective.batch_size is None
+        whole = int(self._panel.reference_losses and not known) + len(self._panel.reference_tokens)
+        queries = [samples for samples, _ in self._queries.values() if samples is not None]
+        return whole * len(self._reference) + sum(map(len, queries))
+
     def _asked(
         self,
         kind: type[Objective],

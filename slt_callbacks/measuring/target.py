@@ -94,6 +94,16 @@ class Target:
         return (len(own) - warm) * self._config.num_steps + warm * self.warm_steps
 
     @property
+    def later_steps(self) -> int:
+        """Gradient steps of a later measurement in this process, if its chains do not drift."""
+        return self.num_chains * (self.warm_steps if self._persistent else self._config.num_steps)
+
+    @property
+    def num_chains(self) -> int:
+        """Chains of this process."""
+        return len(self._own(range(self._config.num_chains)))
+
+    @property
     def warm_steps(self) -> int:
         """Gradient steps of a chain that goes on from the last measurement, if it does not drift."""
         return warm_round(self._config) + self._config.num_draw_steps
@@ -133,8 +143,11 @@ class Target:
 
     def engine(self, objective: Objective) -> Engine:
         """What moves this measurement's chains."""
-        num_chains = len(self._own(range(self._config.num_chains)))
-        return self._engines.engine(objective, self.dynamics, self.posterior, num_chains, self._exchange.first)
+        return self._engines.engine(objective, self.dynamics, self.posterior, self.num_chains, self._exchange.first)
+
+    def seconds_at_once(self, objective: Objective) -> float:
+        """As `EngineChoice.seconds_at_once`, of this process's chains."""
+        return self._engines.seconds_at_once(objective, self.dynamics, self.posterior, self.num_chains)
 
     def chains(self, objective: Objective, step: int) -> list[Chain]:
         """This process's chains: new random numbers, and the places where the last ones ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -76,6 +77,29 @@ class EngineChoice:
             self.name = "sequential"
             _log.info("The chains run one by one, because this module cannot be vectorized: %s", reason)
         return vectorized if self.name == "vectorized" else sequential
+
+    def seconds_at_once(
+        self, objective: Objective, dynamics: Dynamics, posterior: LocalPosterior, num_chains: int
+    ) -> float:
+        """What the gradients of all chains take in one program; infinite where they will go one by one.
+
+        Args:
+            objective: The losses.
+            dynamics: As `engine` takes it; its step size does not matter.
+            posterior: The target.
+            num_chains: Chains of this process.
+        """
+        short = self._config.num_chains < 2 or self._config.num_steps < SHORTEST_RACE
+        if self.name == "sequential" or (self.name == "auto" and short):
+            return math.inf
+        engine = VectorizedEngine(objective, dynamics, posterior)
+        if _refusal(engine, num_chains):
+            return math.inf
+        start = time.perf_counter()
+        engine.try_step(num_chains)
+        if objective.fork.device.type == "cuda":
+            torch.cuda.synchronize(objective.fork.device)
+        return time.perf_counter() - start
 
     def _try_compiled(self, vectorized: VectorizedEngine, num_chains: int) -> None:
         if reason := _refusal(vectorized, num_chains):

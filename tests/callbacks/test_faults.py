@@ -44,6 +44,7 @@ from slt_callbacks import (
 )
 from slt_callbacks.basics.errors import Failure, RankFailedError
 from slt_callbacks.basics.notices import Notices
+from slt_callbacks.callbacks.arguments import Asked
 from slt_callbacks.callbacks.trial import Trial
 from tests.passivity.runs import Fires
 from tests.sinks.test_sinks import offline_logger
@@ -251,14 +252,14 @@ class TestProcessesThatDisagree:
     def test_a_loss_function_that_raises_is_a_warning_as_in_one_process(self) -> None:
         failing = self.Estimator(Failure("LossFnError: no such column", out_of_memory=False, in_loss_fn=True))
         with pytest.warns(UserWarning, match="Every measurement will fail.*rank 1: LossFnError: no such column"):
-            Trial(square_error, Notices()).check(failing, Regression())  # type: ignore[arg-type]
+            Trial(Asked(loss_fn=square_error), Notices()).check(failing, Regression())  # type: ignore[arg-type]
         with pytest.raises(MisconfigurationException, match="rank 1: LossFnError: no such column"):
-            Trial(None, Notices()).check(failing, Regression())  # type: ignore[arg-type]
+            Trial(Asked(), Notices()).check(failing, Regression())  # type: ignore[arg-type]
 
     def test_any_other_mistake_is_refused_as_in_one_process(self) -> None:
         failing = self.Estimator(Failure("ValueError: wrong shape", out_of_memory=False, in_loss_fn=False))
         with pytest.raises(MisconfigurationException, match="SLTMonitor: rank 1: ValueError: wrong shape"):
-            Trial(square_error, Notices()).check(failing, Regression())  # type: ignore[arg-type]
+            Trial(Asked(loss_fn=square_error), Notices()).check(failing, Regression())  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy])
     @pytest.mark.parametrize("whose", ["lightning", "a subclass", "pytorch_lightning"])

@@ -56,7 +56,7 @@ def test_memory_is_told_with_and_without_checkpoints() -> None:
 
 @pytest.mark.parametrize("trigger", [{"every_n_train_steps": 2}, {"schedule": lambda step: step in (0, 3, 5)}])
 def test_a_run_tells_it_once(caplog: pytest.LogCaptureFixture, trigger: dict[str, object]) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
         fit(monitor(**trigger))
     told = [record.getMessage() for record in caplog.records if "SLTMonitor: the first" in record.getMessage()]
     assert len(told) == 1

@@ -1,0 +1,100 @@
+"""One gradient pass before the first measurement: what it shows of the loss, and how long a measurement will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from slt_callbacks.data.batches import describe
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.curvature import COLD_ITERATIONS
+
+# A measurement that seems to take longer is looked at again: the first pass on a device loads kernels and tunes them,
+# and chains that go all at once may take a fraction of the time.
+_QUICK = 10.0
+# Seconds that a look at all chains at once may be expected to take: one step to warm up and one that is timed.
+_MOST_AT_ONCE = 5.0
+_FORWARD = 1 / 3  # of a gradient pass: the way back takes about twice as long
+
+
+@dataclass(frozen=True)
+class TimedPass:
+    """One gradient pass.
+
+    Attributes:
+        loss: Mean loss of its samples at w*.
+        per_sample: Whether the loss gives one a sample.
+        batches: What the loss was asked about, in words.
+        size: Samples in the pass: those of a gradient step.
+        seconds: What a gradient step of one chain takes.
+        more_passes: What the first measurement takes beside the steps of its chains, in gradient passes.
+
+    Example:
+        >>> timed = TimedPass(2.3, True, "[Tensor[256, 8]]", size=256, seconds=0.01, more_passes=20.0)
+        >>> timed.seconds_for(980)
+        10.0
+    """
+
+    loss: float
+    per_sample: bool
+    batches: str
+    size: int
+    seconds: float
+    more_passes: float
+
+    def seconds_for(self, steps: int) -> float:
+        """What a measurement of so many gradient steps will take."""
+        return (steps + self.more_passes) * self.seconds
+
+
+def time_pass(
+    objective: Objective, num_steps: int, num_chains: int, forwards: int, at_once: Callable[[], float]
+) -> TimedPass:
+    """Take a gradient pass at w*, and another one where a measurement would take long.
+
+    Args:
+        objective: Its fork at w*.
+        num_steps: Gradient steps of the first measurement.
+        num_chains: Chains that take them.
+        forwards: Samples whose losses alone it asks for.
+        at_once: Seconds for a step of all chains at once; infinite where they go one by one.
+
+    Raises:
+        Exception: Whatever the loss raises.
+
+    Example:
+        >>> from slt_callbacks.data.drawing import draw_reference
+        >>> from slt_callbacks.weights.fork import Fork
+        >>> reference = draw_reference([torch.ones(6, 2)])
+        >>> objective = Objective(Fork(torch.nn.Linear(2, 1)), lambda m, x: m(x).square()[:, 0], reference)
+        >>> timed = time_pass(objective, 100, 2, forwards=18, at_once=lambda: 1.0)
+        >>> timed.batches, timed.size, timed.more_passes  # 16 of the curvature, and 18 / 6 / 3
+        ('Tensor[6, 2]', 6, 17.0)
+    """
+    places = next(objective.minibatches(torch.Generator().manual_seed(0)))
+    size = len(objective) if places is None else len(places)
+    more_passes = 2 * COLD_ITERATIONS + _FORWARD * forwards / size
+    loss, seconds = _timed(objective, places)
+    if (num_steps + more_passes) * seconds > _QUICK:
+        seconds = min(seconds, _timed(objective, places)[1])
+    if (num_steps + more_passes) * seconds > _QUICK and num_chains > 1 and num_chains * seconds < _MOST_AT_ONCE / 2:
+        seconds = min(seconds, at_once() / num_chains)
+    return TimedPass(loss, objective.per_sample, _described(objective, places), size, seconds, more_passes)
+
+
+def _timed(objective: Objective, places: torch.Tensor | None) -> tuple[float, float]:
+    start = time.perf_counter()
+    losses = objective.backward(places)
+    objective.take_gradients()
+    loss = float(losses.mean())  # waits for the device, which takes what it is given in turn
+    return loss, time.perf_counter() - start
+
+
+def _described(objective: Objective, places: torch.Tensor | None) -> str:
+    batches = sorted(objective.batches(places), key=lambda found: -len(found[1]))
+    shapes = list(dict.fromkeys(describe(batch).replace("'", "") for batch, _ in batches))
+    more = len(shapes) - 1
+    return shapes[0] + (f" and {more} other{'s' if more > 1 else ''}" if more else "")
