@@ -20,6 +20,8 @@ STAGE, JUMP, PHI = key_of("stage"), key_of("jump"), key_of("detection", "phi")
 FAILED_CHAINS, STEP_SIZE = key_of("health", "failed_chains"), key_of("health", "step_size")
 # Tables and pictures of a run.
 STAGES, EVENTS, FIGURE = key_of("stages"), key_of("events"), key_of("figure")
+# In a W&B run's summary: what it has sent.
+ALERTS = key_of("alerts")
 
 RESERVED_NAMES = tuple(
     dict.fromkeys(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from slt_callbacks.basics.errors import PartlyFailedError
 from slt_callbacks.basics.keys import is_mean
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.detection.records import StageEvent
 from slt_callbacks.recording.events import FailureEvent, StepSizeEvent
-from slt_callbacks.sinks.wandb import send_alert
+from slt_callbacks.sinks.alerts import News, send_alert
 from slt_callbacks.weights.checkpoints import step_of
 
 Reaction = Callable[[pl.Trainer, pl.LightningModule, Any], None]
@@ -28,7 +29,8 @@ _NEAR = 2  # measurements by which the boundary that a jump makes may lie beside
 class Alert:
     """A W&B alert for jumps, new stages and failing samplers; a Python warning where there is no W&B run.
 
-    Titles are constant, so that filters and rules may know them; the key and the numbers are in the text. Elsewhere
+    Titles are constant, so that filters and rules may know them; the key and the numbers are in the text. A run that
+    has sent an alert does not send it again, though training goes on from a checkpoint of before the event. Elsewhere
     than to W&B, such as to a webhook, goes any function.
 
     Example:
@@ -62,7 +64,7 @@ class Alert:
         title, text = described
         sent = False
         try:
-            sent = send_alert(trainer.loggers, title, text)
+            sent = send_alert(trainer.loggers, title, text, _news(event, trainer.global_step))
         except PartlyFailedError as error:
             sent = error.num_served > 0
             raise
@@ -75,8 +77,9 @@ class SaveCheckpoint:
     """Save the weights at a jump or a new stage, and the last ones from before it that a ModelCheckpoint has kept.
 
     ``step=<step>-jump.ckpt``, or ``-stage.ckpt``, is of the measurement that gave the news; ``before-jump-<name>`` is
-    a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the jump or the boundary. An
-    event of your own detector is news as well: ``-event.ckpt``, and a copy from before that measurement.
+    a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the jump or the boundary; one
+    warning says where there is none. An event of your own detector is news as well: ``-event.ckpt``, and a copy from
+    before that measurement.
 
     Args:
         dirpath: Where to; made when it is needed.
@@ -101,6 +104,7 @@ class SaveCheckpoint:
                 f'Expected `dirpath` to be the path of a folder, but got {dirpath!r}: write SaveCheckpoint("events").'
             )
         self._dirpath = Path(dirpath)
+        self._missed = False
 
     def __call__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: Any) -> None:
         """Save, on all ranks together."""
@@ -114,9 +118,17 @@ class SaveCheckpoint:
         _save(trainer, self._dirpath / f"step={trainer.global_step}-{kind}.ckpt")
         if not trainer.is_global_zero:
             return
-        kept = _kept_before(trainer, begin)
+        kept = _kept_before(trainer, begin, self._dirpath)
         if kept is not None:
-            shutil.copy2(kept, self._dirpath / f"before-{kind}-{kept.name}")
+            shutil.copy2(kept[0], self._dirpath / f"before-{kind}-{kept[1]}")
+        elif not self._missed and _model_checkpoints(trainer):
+            self._missed = True
+            warnings.warn(
+                f"SaveCheckpoint has kept the weights at step {trainer.global_step}, and none from before step {begin}:"
+                " no ModelCheckpoint has them any more. Give the Trainer one that keeps what it saves, such as "
+                "ModelCheckpoint(every_n_train_steps=..., save_top_k=-1).",
+                stacklevel=2,
+            )
 
 
 class StopTraining:
@@ -197,6 +209,23 @@ def describe(event: Any) -> tuple[str, str] | None:
     return "SLT event", repr(event)
 
 
+def _news(event: Any, step: int) -> News:
+    """By what a run that has sent an alert knows the event, should it be found again.
+
+    Args:
+        event: One that deserves an alert.
+        step: Training step at which it was found: of a user's own event no more is known.
+    """
+    if isinstance(event, JumpEvent):
+        return News(f"{event.key} jump", event.onset_step)
+    if isinstance(event, StageEvent):
+        return News(f"{event.key} stage", event.step)
+    if isinstance(event, FailureEvent):
+        return News("failures", event.step)
+    text = re.sub(r"0x[0-9a-f]+", "", repr(event))  # addresses are of one process
+    return News(type(event).__name__, f"{step} {zlib.crc32(text.encode()):08x}")
+
+
 def _of_llc(event: JumpEvent | StageEvent) -> bool:
     return not event.key or is_mean(event.key)
 
@@ -240,15 +269,35 @@ def _save(trainer: pl.Trainer, path: Path) -> None:
         raise
 
 
-def _kept_before(trainer: pl.Trainer, step: int) -> Path | None:
-    """The newest file in the folders of the ModelCheckpoints that is of a step before `step`."""
-    folders = {one.dirpath for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath}
-    files = [file for folder in folders for file in Path(folder).glob("*.ckpt") if file.is_file()]
+def _kept_before(trainer: pl.Trainer, step: int, leave_out: Path) -> tuple[Path, str] | None:
+    """The newest file of a ModelCheckpoint that is of a step before `step`, and its name below the folder.
+
+    Args:
+        trainer: With its callbacks.
+        step: See above.
+        leave_out: A folder whose copies do not count.
+    """
+    found = [kept for one in _model_checkpoints(trainer) for kept in _files_of(one)]
+    copies = [(file, name) for file, name in found if file.parent == leave_out and name.startswith("before-")]
     # Newest first, because reading thousands of them would take seconds
-    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+    newest = sorted(set(found).difference(copies), key=lambda kept: kept[0].stat().st_mtime_ns, reverse=True)
+    for file, name in newest:
         try:
             if step_of(file, trust=False) < step:
-                return file
+                return file, name
         except ValueError:  # no checkpoint, or none that says its step
             continue
     return None
+
+
+def _model_checkpoints(trainer: pl.Trainer) -> list[Any]:
+    """By the name of their class: ``pytorch_lightning`` has one of its own."""
+    named = [one for one in trainer.callbacks if "ModelCheckpoint" in {kind.__name__ for kind in type(one).__mro__}]  # type: ignore[attr-defined]
+    return [one for one in named if getattr(one, "dirpath", None)]
+
+
+def _files_of(checkpoint: Any) -> list[tuple[Path, str]]:
+    """Each with its name below the folder: a slash in ``filename`` makes folders in it."""
+    folder, depth = Path(checkpoint.dirpath), str(getattr(checkpoint, "filename", None) or "").count("/")
+    files = [file for level in range(depth + 1) for file in folder.glob("*/" * level + "*.ckpt") if file.is_file()]
+    return [(file, "-".join(file.relative_to(folder).parts)) for file in files]

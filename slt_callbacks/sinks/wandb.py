@@ -20,10 +20,6 @@ from slt_callbacks.sinks.each import logger_name, to_each
 from slt_callbacks.sinks.files import caption, write_matrices
 from slt_callbacks.sinks.rows import Rows
 
-# Seconds between two alerts of one title: within a minute W&B would drop the second, and a jump up and one down are two
-# pieces of news. The detectors have pauses of their own. 0 would stand for the minute.
-_AT_ONCE = 0.001
-
 
 class WandbSink:
     """Logs to the runs of the trainer's WandbLoggers, and never ends them.
@@ -141,36 +137,6 @@ class OwnRun:
         """End the run, if it has begun."""
         if self._run is not None:
             self._run.finish()
-
-
-def send_alert(loggers: Sequence[Any], title: str, text: str) -> bool:
-    """Send an alert to every W&B run among the loggers.
-
-    Args:
-        loggers: The trainer's loggers.
-        title: Constant and under 64 characters.
-        text: The numbers.
-
-    Returns:
-        Whether there was a run.
-
-    Raises:
-        PartlyFailedError: If a run does not take it; the others have it.
-
-    Example:
-        >>> send_alert([], "LLC jump", "up by 12.3 between step 900 and 950")  # no WandbLogger: nobody was told
-        False
-    """
-    runs: list[Any] = []
-
-    def send(logger: Any) -> None:
-        run = wandb_run(logger)
-        if run is not None and not any(run is other for other in runs):
-            runs.append(run)
-            run.alert(title=title, text=text, level="WARN", wait_duration=_AT_ONCE)
-
-    to_each(filter(is_wandb, loggers), send, logger_name)
-    return bool(runs)
 
 
 def wandb_run(logger: Any) -> Any | None:

@@ -483,6 +483,49 @@ class TestReactions:
         (before,) = (tmp_path / "events").glob("before-jump-*")
         assert torch.load(before, weights_only=True)["global_step"] == JUMP_AT - 1
 
+    @pytest.mark.parametrize(
+        ("filename", "name"),
+        [("{epoch}/{step}", "before-jump-epoch=1-step=10.ckpt"), ("a/b/c-{step}", "before-jump-a-b-c-step=10.ckpt")],
+    )
+    def test_a_slash_in_the_name_of_a_checkpoint_makes_folders(
+        self, filename: str, name: str, tmp_path: Path
+    ) -> None:
+        kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=5, save_top_k=-1, filename=filename)
+        fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
+        assert [file.name for file in (tmp_path / "events").glob("before-jump-*")] == [name]
+
+    def test_the_checkpoints_of_another_lightning_are_found(self, tmp_path: Path) -> None:
+        class Kept(pl.Callback):
+            """As the class of ``pytorch_lightning`` is: of the same name, and no relative."""
+
+            dirpath, monitor = str(tmp_path / "all"), None
+
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                trainer.save_checkpoint(f"{self.dirpath}/{trainer.global_step}.ckpt")
+
+        Kept.__name__ = "ModelCheckpoint"
+        fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), Kept(), max_steps=20)
+        (before,) = (tmp_path / "events").glob("before-jump-*")
+        assert torch.load(before, weights_only=True)["global_step"] == JUMP_AT - 1
+
+    def test_copies_of_an_earlier_event_are_no_checkpoints_from_before(self, tmp_path: Path) -> None:
+        kept = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+        found = watched(on_event=[SaveCheckpoint(tmp_path)], observables={"llc": Planted(there_and_back)})
+        fit(found, kept, max_steps=30, enable_checkpointing=True)
+        names = {file.name for file in tmp_path.glob("before-*")}
+        assert "before-jump-step=10.ckpt" in names
+        assert not [name for name in names if name.count("before") > 1]
+
+    def test_where_no_checkpoint_from_before_is_left_one_warning_says_so(self, tmp_path: Path) -> None:
+        kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=1, save_top_k=1, filename="{step}")
+        found = watched(on_event=[SaveCheckpoint(tmp_path / "events")], observables={"llc": Planted(there_and_back)})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(found, kept, max_steps=30, enable_checkpointing=True)
+        told = [str(one.message) for one in caught if "none from before step" in str(one.message)]
+        assert len(told) == 1
+        assert "ModelCheckpoint(every_n_train_steps=..., save_top_k=-1)" in told[0]
+
     def test_a_folder_that_cannot_be_written_to_costs_the_checkpoints(self, tmp_path: Path) -> None:
         (tmp_path / "taken").write_text("a file where the folder should be")
         with pytest.warns(UserWarning, match=r"SaveCheckpoint.__call__ raised .* Training goes on"):

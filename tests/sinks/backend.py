@@ -26,6 +26,7 @@ class Backend:
         url: For ``WANDB_BASE_URL``.
         operations: GraphQL operations in the order of arrival: name and variables.
         history: Rows of the run's history.
+        summary: The run's summary, in JSON; a run that is resumed is given it.
         log: One word for each thing that happened, in order: an operation's name, "history", "complete" (the run was
             ended), or what a test has written with ``POST /mark/<word>``.
     """
@@ -33,6 +34,7 @@ class Backend:
     url: str = ""
     operations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    summary: str | None = None
     log: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,6 +55,8 @@ class Backend:
         """What the client reads of an operation's result."""
         if name == "UpsertBucket":
             return {"upsertBucket": {"bucket": _bucket(variables), "inserted": True}}
+        if name == "RunResumeStatus" and self.summary is not None:
+            return {"model": _resumable(variables, self.summary)}
         if name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in variables["files"]]
             return {"createRunFiles": {"runID": "run-node", "uploadHeaders": [], "files": files}}
@@ -78,7 +82,9 @@ class Backend:
     def file_stream(self, content: dict[str, Any]) -> None:
         """Record a piece of the run's stream."""
         lines = content.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+        summary = content.get("files", {}).get("wandb-summary.json", {}).get("content", [])
         with self.lock:
+            self.summary = summary[-1] if summary else self.summary
             if lines:
                 self.history += [json.loads(line) for line in lines]
                 self.log.append("history")
@@ -91,6 +97,15 @@ def _bucket(variables: dict[str, Any]) -> dict[str, Any]:
     name = variables.get("name")
     bucket = {"id": base64.b64encode(f"Run:v1:{name}".encode()).decode(), "name": name, "displayName": name}
     return {**bucket, "description": "", "config": "{}", "sweepName": None, "project": project, "historyLineCount": 0}
+
+
+def _resumable(variables: dict[str, Any], summary: str) -> dict[str, Any]:
+    counts = dict.fromkeys(("logLineCount", "historyLineCount", "eventsLineCount"), 1)
+    tails = {"historyTail": json.dumps([json.dumps({"_step": 0, "_runtime": 1})]), "eventsTail": "[]"}
+    kept = {"summaryMetrics": summary, "config": "{}", "wandbConfig": '{"t": 1}', "tags": []}  # "t": it has begun
+    name = {"id": "run", "name": variables["name"], "displayName": variables["name"]}
+    entity = {"id": "entity", "name": ENTITY}
+    return {"id": "project", "name": "tests", "entity": entity, "bucket": {**name, **counts, **tails, **kept}}
 
 
 def _handler(backend: Backend) -> type[BaseHTTPRequestHandler]:

@@ -73,7 +73,7 @@ def loggers_of(*runs: Any) -> list[Any]:
 
 
 def trainer_of(*runs: Any) -> Any:
-    return SimpleNamespace(loggers=loggers_of(*runs), is_global_zero=True)
+    return SimpleNamespace(loggers=loggers_of(*runs), is_global_zero=True, global_step=8)
 
 
 class TestLoggers:
