@@ -5,6 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+from slt_callbacks.basics.plain import brief
+
+_LONGEST = 1500  # characters: what a plug-in or a loss raises may show a whole tensor
+
 
 def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
@@ -37,4 +41,4 @@ class Notices:
         """
         if (reason or message) not in self._given:
             self._given.add(reason or message)
-            self._warn(message)
+            self._warn(brief(message, _LONGEST))

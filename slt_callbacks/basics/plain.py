@@ -68,6 +68,19 @@ def shown(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}... (a {type(value).__name__})"
 
 
+def brief(text: str, most: int = 500) -> str:
+    """A text of anybody's, such as that of an error which shows a whole tensor, cut in the middle where it is long.
+
+    Example:
+        >>> brief("a" * 40 + "b" * 40, most=20)
+        'aaaaaaaa ... bbbbbbb'
+    """
+    if len(text) <= most:
+        return text
+    kept = most - len(" ... ")
+    return f"{text[: (kept + 1) // 2]} ... {text[len(text) - kept // 2 :]}"
+
+
 def as_json(value: Any) -> Any:
     """A builtin as JSON can hold it, which knows no NaN.
 

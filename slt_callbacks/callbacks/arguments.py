@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,22 +12,24 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from slt_callbacks.basics.notices import Notices
+from slt_callbacks.callbacks.plugins import check_executor, checked_reactions, checked_sampler, checked_sinks
 from slt_callbacks.callbacks.processes import LightningRanks, share_reference
 from slt_callbacks.callbacks.schedule import When
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, check_num_samples, check_seed, draw_reference
-from slt_callbacks.executors.base import Executor
-from slt_callbacks.losses.functions import LossFn, check_loss_fn
+from slt_callbacks.losses.functions import check_loss_fn
 from slt_callbacks.measuring.estimator import Estimator
-from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.observables.panel import check_observables
-from slt_callbacks.recording.guard import Call
 from slt_callbacks.recording.story import Story
 from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sampling.config import SamplerConfig
-from slt_callbacks.sinks.base import Sink
 
 if TYPE_CHECKING:
     from slt_callbacks.callbacks.reactions import Reaction
+    from slt_callbacks.executors.base import Executor
+    from slt_callbacks.losses.functions import LossFn
+    from slt_callbacks.measuring.measurement import Measurement
+    from slt_callbacks.recording.guard import Call
+    from slt_callbacks.sinks.base import Sink
 
 MOST_MATRIX_BYTES = 2**26  # in the history: some twenty kernels with influence of 256 samples
 
@@ -79,10 +81,10 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.observables = check_observables(self.observables)
-        self.sampler = _checked_sampler(self.sampler)
-        self.reactions = _checked_reactions(self.reactions)
-        self.sinks = _checked_sinks(self.sinks)
-        _check_executor(self.executor)
+        self.sampler = checked_sampler(self.sampler)
+        self.reactions = checked_reactions(self.reactions)
+        self.sinks = checked_sinks(self.sinks)
+        check_executor(self.executor)
         check_loss_fn(self.loss_fn)
         check_num_samples(self.num_samples)
         check_seed(self.seed)
@@ -150,19 +152,6 @@ def is_fast_dev_run(trainer: pl.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside the class, unseen by mypy
 
 
-def _checked_sampler(sampler: SamplerConfig | None) -> SamplerConfig:
-    """The settings of the chains, or the defaults.
-
-    Raises:
-        TypeError: If they are something else.
-    """
-    if sampler is None:
-        return SamplerConfig()
-    if not isinstance(sampler, SamplerConfig):
-        raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {sampler!r}.")
-    return sampler
-
-
 def shortened(sampler: SamplerConfig) -> SamplerConfig:
     """Enough to run every line once.
 
@@ -176,48 +165,3 @@ def shortened(sampler: SamplerConfig) -> SamplerConfig:
         num_draws=min(sampler.num_draws, 2),
         num_burnin_steps=min(sampler.num_burnin_steps, 1),
     )
-
-
-def _checked_reactions(reactions: Any) -> list[Callable[..., None]]:
-    """What to do on an event, as a list of its own.
-
-    Raises:
-        TypeError: If they are no list, or one cannot be called or is a class.
-    """
-    if not isinstance(reactions, Sequence) or isinstance(reactions, str):
-        raise TypeError(
-            "Expected `on_event` to be a list of functions (trainer, pl_module, event), but got "
-            f"{reactions!r}: write a list, such as [Alert()]."
-        )
-    for reaction in reactions:
-        if not callable(reaction) or isinstance(reaction, type):
-            raise TypeError(
-                "Expected `on_event` to hold functions (trainer, pl_module, event), such as Alert(), but got "
-                f"{reaction!r}."
-            )
-    return list(reactions)
-
-
-def _checked_sinks(sinks: Any) -> list[Sink] | None:
-    """Where measurements go, as a list of its own; None stays None.
-
-    Raises:
-        TypeError: If they are no list, or one lacks a method or is a class.
-    """
-    if sinks is not None and (not isinstance(sinks, Sequence) or isinstance(sinks, str)):
-        raise TypeError(
-            "Expected `sinks` to be a list of objects with `open`, `publish` and `close`, but got "
-            f"{sinks!r}: write a list, such as [MemorySink()]."
-        )
-    for sink in sinks or ():
-        if not isinstance(sink, Sink) or isinstance(sink, type):
-            raise TypeError(f"Expected `sinks` to hold objects with `open`, `publish` and `close`, but got {sink!r}.")
-    return None if sinks is None else list(sinks)
-
-
-def _check_executor(executor: Any) -> None:
-    if executor is not None and (not isinstance(executor, Executor) or isinstance(executor, type)):
-        raise TypeError(
-            "Expected `executor` to be an object with `open`, `submit`, `poll`, `drain` and `close`, or None for the "
-            f"training process, but got {executor!r}."
-        )

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 
 from slt_callbacks.basics.errors import PartlyFailedError
 from slt_callbacks.basics.keys import is_mean
+from slt_callbacks.basics.plain import brief, shown
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.detection.records import StageEvent
 from slt_callbacks.recording.events import FailureEvent, StepSizeEvent
@@ -101,7 +102,8 @@ class SaveCheckpoint:
     def __init__(self, dirpath: str | Path) -> None:
         if not isinstance(dirpath, (str, os.PathLike)):
             raise TypeError(
-                f'Expected `dirpath` to be the path of a folder, but got {dirpath!r}: write SaveCheckpoint("events").'
+                f"Expected `dirpath` to be the path of a folder, but got {shown(dirpath)}: write "
+                'SaveCheckpoint("events").'
             )
         self._dirpath = Path(dirpath)
         self._missed = False
@@ -179,13 +181,14 @@ def num_transitions(events: Sequence[Any]) -> int:
     """
     jumps = [event for event in events if isinstance(event, JumpEvent)]
     stages = [event for event in events if isinstance(event, StageEvent)]
+    covered = {(jump.key, index) for jump in jumps for index in _boundaries_of(jump)}
     withdrawn = {(event.key, event.boundary_id) for event in stages if event.kind == "withdrawn"}
     boundaries = [
         event
         for event in stages
         if event.kind == "announced"
         and (event.key, event.boundary_id) not in withdrawn
-        and not any(_same(jump, event) for jump in jumps)
+        and (event.key, event.index) not in covered
     ]
     own = [event for event in events if is_news(event) and not isinstance(event, (JumpEvent, StageEvent))]
     return sum(not jump.returns for jump in jumps) + len(boundaries) + len(own)
@@ -203,10 +206,13 @@ def describe(event: Any) -> tuple[str, str] | None:
             return None
         return ("New developmental stage" if _of_llc(event) else "New stage of a watched number"), _stage_text(event)
     if isinstance(event, FailureEvent):
-        return "SLT sampling fails", f"{event.count} measurements in a row up to step {event.step}: {event.error}"
+        return (
+            "SLT sampling fails",
+            f"{event.count} measurements in a row up to step {event.step}: {brief(event.error)}",
+        )
     if isinstance(event, StepSizeEvent):
         return None  # a change of settings, and no news of the network
-    return "SLT event", repr(event)
+    return "SLT event", shown(event, most=400)
 
 
 def _news(event: Any, step: int) -> News:
@@ -239,10 +245,9 @@ def _stage_text(event: StageEvent) -> str:
     ).lstrip()
 
 
-def _same(jump: JumpEvent, boundary: StageEvent) -> bool:
-    """Whether the boundary is the one that the jump makes: both count the points of the same series."""
-    near = jump.onset_index - _NEAR <= boundary.index <= jump.index + _NEAR
-    return near and jump.key == boundary.key
+def _boundaries_of(jump: JumpEvent) -> range:
+    """Where the boundary that a jump makes may lie: both count the points of the same series."""
+    return range(jump.onset_index - _NEAR, jump.index + _NEAR + 1)
 
 
 @runtime_checkable

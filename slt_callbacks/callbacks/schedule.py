@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.basics.rng import seed_from
 from slt_callbacks.recording.guard import Guard
 
@@ -146,7 +147,7 @@ class Trigger:
         if train_time_interval is not None and train_time_interval <= timedelta(0):
             raise ValueError(f"Expected `train_time_interval` to be positive, but got {train_time_interval}.")
         if schedule is not None and not callable(schedule):
-            raise TypeError(f"Expected `schedule` to be a function step -> bool, but got {schedule!r}.")
+            raise TypeError(f"Expected `schedule` to be a function step -> bool, but got {shown(schedule)}.")
         self._every_n_train_steps = every_n_train_steps
         self._every_n_epochs = every_n_epochs
         self._interval = train_time_interval

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from slt_callbacks.basics.errors import LossFnError
+from slt_callbacks.basics.plain import brief, shown
 from slt_callbacks.data.batches import Batch, describe, leaves
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def check_loss_fn(loss_fn: Any) -> None:
         TypeError: If it is neither None nor callable.
     """
     if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"Expected `loss_fn` to be a function (module, batch) -> losses, but got {loss_fn!r}.")
+        raise TypeError(f"Expected `loss_fn` to be a function (module, batch) -> losses, but got {shown(loss_fn)}.")
 
 
 def losses_of(loss_fn: LossFn, module: nn.Module, batch: Batch, size: int) -> torch.Tensor:
@@ -171,7 +172,8 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
         returned = loss_fn(module, batch)
     except Exception as error:
         raise LossFnError(
-            f"`loss_fn` raised {type(error).__name__} on {describe(batch)}: {error}. {_what_to_write(loss_fn, batch)}"
+            f"`loss_fn` raised {type(error).__name__} on {describe(batch)}: {brief(str(error))}. "
+            f"{_what_to_write(loss_fn, batch)}"
         ) from error
     losses = as_losses(returned, size)
     if [leaf._version for leaf in tensors] != versions:

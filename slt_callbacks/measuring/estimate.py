@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.data.drawing import Reference, draw_reference
 from slt_callbacks.losses.functions import LossFn
 from slt_callbacks.measuring.estimator import Estimator
@@ -61,9 +62,9 @@ def estimate(
         True
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"Expected `module` to be a torch.nn.Module, but got {module!r}.")
+        raise TypeError(f"Expected `module` to be a torch.nn.Module, but got {shown(module)}.")
     if sampler is not None and not isinstance(sampler, SamplerConfig):
-        raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {sampler!r}.")
+        raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {shown(sampler)}.")
     drawn = draw_reference(reference, num_samples, seed)
     measurement = Estimator(drawn, loss_fn, observables, sampler, seed).measure(module)
     if measurement.failed:

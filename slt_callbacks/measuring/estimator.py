@@ -21,10 +21,10 @@ from slt_callbacks.basics.rng import seed_from
 from slt_callbacks.losses.world import own_world
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.measuring.preparation import Preparation, means_at_fork
-from slt_callbacks.measuring.sampling_run import NOT_FINITE, Sampled, SamplingRun
+from slt_callbacks.measuring.sampling_run import NOT_FINITE, SamplingRun
 from slt_callbacks.measuring.settings import Settings, changes
 from slt_callbacks.measuring.target import Target
-from slt_callbacks.measuring.timed_pass import TimedPass, time_pass
+from slt_callbacks.measuring.timed_pass import time_pass
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.observables.media import Media
 from slt_callbacks.observables.panel import Panel
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from slt_callbacks.basics.ranks import Ranks
     from slt_callbacks.data.reference import ReferenceSet
     from slt_callbacks.losses.functions import LossFn
-    from slt_callbacks.measuring.sampling_run import OnSteps
+    from slt_callbacks.measuring.sampling_run import OnSteps, Sampled
+    from slt_callbacks.measuring.timed_pass import TimedPass
     from slt_callbacks.sampling.dynamics import Dynamics
 
 _T = TypeVar("_T")
@@ -208,8 +209,8 @@ class Estimator:
             start: When the measurement began, on the clock of `time.perf_counter`; None for now.
         """
         self._panel.forget_fork()
-        self._run.fail(self._point(step, math.nan, torch.empty(0, device="cpu")))
-        return self._record(step, Sampled(error=error), start)
+        point = self._point(step, math.nan, torch.empty(0, device="cpu"))
+        return self._record(step, self._run.fail(point, error), start)
 
     def automatic_step_size(self, module: nn.Module) -> float:
         """The step that "auto" stands for at the present weights.

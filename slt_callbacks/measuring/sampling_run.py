@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from slt_callbacks.basics.plain import brief
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.losses.probes import Probe
@@ -66,11 +67,12 @@ class SamplingRun:
         self._panel.reset(point, lenient)
         self._target.health.reset(point)
 
-    def fail(self, point: ReferencePoint) -> None:
+    def fail(self, point: ReferencePoint, error: str) -> Sampled:
         """A measurement without a draw: the observables give what they have without one, and chains start afresh."""
         self._target.forget()
         self.start(point, lenient=True)
         self._end_chains(set(range(self._config.num_chains)))
+        return Sampled(error=brief(error))
 
     def sample(
         self,
@@ -97,8 +99,7 @@ class SamplingRun:
         # A loss function may answer otherwise on another rank, and all must go on, or none.
         problems = self._exchange.gather(_problem_at_fork(point.loss, curvature, at_fork))
         if any(problems):
-            self.fail(point)
-            return Sampled(curvature=math.nan, error=next(problem for problem in problems if problem))
+            return self.fail(point, next(problem for problem in problems if problem))
         target.settle(curvature)
         sampler = Sampler(
             target.engine(objective),

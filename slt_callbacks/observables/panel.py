@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from slt_callbacks.basics.keys import RESERVED_NAMES
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.basics.rng import isolated_rng
 from slt_callbacks.data.batches import Batch, as_lists, map_leaves
 from slt_callbacks.data.reference import ReferenceSet
@@ -184,7 +185,9 @@ def check_observables(observables: Mapping[str, Any] | None) -> dict[str, Any]:
     if observables is None:
         return {"llc": LLC()}
     if not isinstance(observables, Mapping):
-        raise TypeError(f'Expected `observables` to be a mapping such as {{"llc": LLC()}}, but got {observables!r}.')
+        raise TypeError(
+            f'Expected `observables` to be a mapping such as {{"llc": LLC()}}, but got {shown(observables)}.'
+        )
     if not observables:
         raise ValueError('Expected `observables` to hold at least one observable, such as {"llc": LLC()}.')
     for key, observable in observables.items():
@@ -198,7 +201,7 @@ def check_observables(observables: Mapping[str, Any] | None) -> dict[str, Any]:
         if not isinstance(observable, (Observable, ForkObservable)) or isinstance(observable, type):
             raise TypeError(
                 f"Expected `observables[{key!r}]` to be an object with `reset`, `update` and `compute`, or with "
-                f"`inspect`, but got {observable!r}."
+                f"`inspect`, but got {shown(observable)}."
             )
     _check_distinct(observables)
     return dict(observables)

@@ -57,6 +57,7 @@ class Story:
         self.before = list(before)
         self._history = History(keys_with_matrices(observables or {}), most_bytes)
         self._sinks: list[Sink] = []
+        self._rows: list[dict[str, Any]] = []
 
     @property
     def measurements(self) -> list[Measurement]:
@@ -86,7 +87,8 @@ class Story:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The events, one row of builtins each."""
-        return [found.row() for found in self._watch.found]
+        self._rows += [found.row() for found in self._watch.found[len(self._rows) :]]
+        return list(self._rows)
 
     def report(self) -> Report:
         """All of it, for tables and a figure."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from slt_callbacks.basics import keys
 from slt_callbacks.basics.keys import is_logged, is_mean, key_of, parts_of
 from slt_callbacks.basics.notices import Notices
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.detection.jumps import JumpDetector, JumpEvent
 from slt_callbacks.detection.records import Stage, StageEvent
 from slt_callbacks.detection.stages import StageDetector
@@ -77,7 +78,7 @@ class Watch:
     ) -> None:
         if detectors is not None and not isinstance(detectors, Mapping):
             raise TypeError(
-                f"Expected `detectors` to be a dict by logged key, but got {detectors!r}: write "
+                f"Expected `detectors` to be a dict by logged key, but got {shown(detectors)}: write "
                 '{"slt/llc/mean": JumpDetector()}.'
             )
         given = dict(detectors or {})
@@ -310,5 +311,5 @@ def _as_list(key: str, value: Any) -> list[Any]:
     detectors = list(value) if isinstance(value, (list, tuple)) else [value]
     for detector in detectors:
         if not callable(getattr(detector, "update", None)) or isinstance(detector, type):
-            raise TypeError(f"Expected `detectors[{key!r}]` to be an object with `update`, but got {detector!r}.")
+            raise TypeError(f"Expected `detectors[{key!r}]` to be an object with `update`, but got {shown(detector)}.")
     return detectors

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, draw_reference
 from slt_callbacks.executors.inline import InlineExecutor
 from slt_callbacks.measuring.estimator import Estimator
@@ -195,7 +196,7 @@ def _line(progress: bool, snapshot: Snapshot, total: int) -> Iterator[Callable[[
 
 def _check_module(module: Any) -> None:
     if not (isinstance(module, type) and issubclass(module, nn.Module)):
-        raise TypeError(f"Expected `module` to be a class of LightningModule or nn.Module, but got {module!r}.")
+        raise TypeError(f"Expected `module` to be a class of LightningModule or nn.Module, but got {shown(module)}.")
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 
@@ -65,7 +66,7 @@ class SamplerConfig:
         if not isinstance(self.dynamics, Dynamics) or isinstance(self.dynamics, type):
             raise TypeError(
                 f"Expected `dynamics` to be an object with `step_size`, `init` and `step`, such as SGLD(), but got "
-                f"{self.dynamics!r}."
+                f"{shown(self.dynamics)}."
             )
         for name in ("num_chains", "num_draws", "num_steps_bw_draws"):
             _check_count(name, getattr(self, name), 1)

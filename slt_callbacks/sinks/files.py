@@ -21,6 +21,7 @@ from slt_callbacks.figures.images import correlation_map
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
 from slt_callbacks.sinks.base import Publication
+from slt_callbacks.sinks.seldom import Seldom
 
 _A_STORY = 5  # measurements: fewer have no stages
 
@@ -31,7 +32,7 @@ class FileSink:
     Tables of a measurement, such as the pairs whose influence moved most, stand beside the pictures as
     ``<observable>/<name>-<step>.csv``.
 
-    The matrices are written where the detectors have found something and at the end of the run, as
+    The matrices are written where the detectors have found something (of many events, ever fewer) and at the end, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
     that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json`` and
     ``stages.png``, where there were measurements enough for one (five).
@@ -57,9 +58,11 @@ class FileSink:
         self._dirpath = dirpath
         self._folder = Path()
         self._pending: Publication | None = None
+        self._seldom = Seldom()
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Choose the folder."""
+        self._seldom = Seldom()
         self._folder = Path(self._dirpath) if self._dirpath is not None else _folder_of(loggers)
 
     def publish(self, publication: Publication) -> None:
@@ -76,7 +79,7 @@ class FileSink:
             replace_file(self._folder / f"{key}-{step:08d}.csv", csv_bytes(rows, columns))
         if publication.matrices:
             self._pending = publication
-            if publication.events:
+            if publication.events and self._seldom.due(len(publication.events)):
                 self._write_matrices()
 
     def finish(self, report: Report) -> None:

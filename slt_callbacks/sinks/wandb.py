@@ -19,6 +19,7 @@ from slt_callbacks.sinks.base import Publication
 from slt_callbacks.sinks.each import logger_name, to_each
 from slt_callbacks.sinks.files import caption, write_matrices
 from slt_callbacks.sinks.rows import Rows
+from slt_callbacks.sinks.seldom import Seldom
 
 
 class WandbSink:
@@ -44,6 +45,7 @@ class WandbSink:
         self._rows: list[Rows] = []
         self._last_step = 0
         self._pending: Publication | None = None
+        self._seldom = Seldom()
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Find the runs and write the settings.
@@ -53,6 +55,7 @@ class WandbSink:
         """
         self._last_step = 0
         self._rows = []
+        self._seldom = Seldom()
 
         def begin(logger: Any) -> None:
             run = wandb_run(logger)
@@ -63,16 +66,17 @@ class WandbSink:
         to_each(loggers, begin, logger_name)
 
     def publish(self, publication: Publication) -> None:
-        """One row, on W&B's own terms: a user's rows must survive it."""
+        """One row, on W&B's own terms: a user's rows must survive it; tables of many events now and then."""
         self._last_step = publication.measurement.step
         scalars: dict[str, Any] = {**publication.scalars, "trainer/global_step": publication.log_step}
         if publication.matrices:
             self._pending = publication
-        news = self._matrices() if publication.matrices and publication.events else None
+        tells = bool(publication.events) and self._seldom.due(len(publication.events))
+        news = self._matrices() if publication.matrices and tells else None
 
         def write(rows: Rows) -> None:
             try:
-                rows.add(scalars, self._last_step, partial(_media, publication))
+                rows.add(scalars, self._last_step, partial(_media, publication, tells))
             finally:
                 _log_matrices(rows.run, news)
 
@@ -179,8 +183,8 @@ def _log_matrices(run: Any, publication: Publication | None) -> None:
     run.log_artifact(artifact)
 
 
-def _media(publication: Publication) -> dict[str, Any]:
-    media = _story(publication.events, publication.stages, publication.report) if publication.events else {}
+def _media(publication: Publication, tells: bool) -> dict[str, Any]:
+    media = _story(publication.events, publication.stages, publication.report) if tells else {}
     media |= {key_of(key): _table(rows) for key, rows in publication.tables.items()}
     return media | {key_of(key): _image(publication, picture) for key, picture in publication.pictures.items()}
 

@@ -487,9 +487,7 @@ class TestReactions:
         ("filename", "name"),
         [("{epoch}/{step}", "before-jump-epoch=1-step=10.ckpt"), ("a/b/c-{step}", "before-jump-a-b-c-step=10.ckpt")],
     )
-    def test_a_slash_in_the_name_of_a_checkpoint_makes_folders(
-        self, filename: str, name: str, tmp_path: Path
-    ) -> None:
+    def test_a_slash_in_the_name_of_a_checkpoint_makes_folders(self, filename: str, name: str, tmp_path: Path) -> None:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=5, save_top_k=-1, filename=filename)
         fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
         assert [file.name for file in (tmp_path / "events").glob("before-jump-*")] == [name]
