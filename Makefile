@@ -1,6 +1,7 @@
 # The README's commands. Each makes .venv when it is missing or out of date; the second time they start at once.
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
 # The environment of this repository alone: a PYTHONPATH or user site-packages would decide which versions are tested.
 export PYTHONNOUSERSITE := 1
 export PYTHONPATH :=
@@ -14,7 +15,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: .venv/.installed
 	TQDM_DISABLE=1 $(BIN)/python -m tests.benchmarks $(ARGS)  # no bars of the peers

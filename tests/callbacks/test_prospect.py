@@ -132,7 +132,8 @@ class TestTheLine:
 
             def close(self) -> None: ...
 
-        (told,) = lines(caplog, monitor(executor=Elsewhere(), max_overhead=0.1))
+        with pytest.warns(UserWarning, match="never given back"):
+            (told,) = lines(caplog, monitor(executor=Elsewhere(), max_overhead=0.1))
         assert told.endswith("each.")
 
 
