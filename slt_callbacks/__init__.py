@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slt_callbacks.observables.llc import LLC
     from slt_callbacks.observables.loss_kernel import LossKernel
     from slt_callbacks.replay.replay import replay_checkpoints
+    from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
     from slt_callbacks.sampling.config import SamplerConfig
     from slt_callbacks.sampling.draws import Draw
     from slt_callbacks.sampling.dynamics import Dynamics
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "SGLD",
     "RMSPropSGLD",
+    "LeimkuhlerMatthews",
     "SamplerConfig",
     "Dynamics",
     "Draw",
@@ -80,6 +82,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
 
 _HOMES = {
     "sampling.langevin": ("SGLD", "RMSPropSGLD"),
+    "sampling.averaged": ("LeimkuhlerMatthews",),
     "sampling.config": ("SamplerConfig",),
     "sampling.dynamics": ("Dynamics",),
     "sampling.draws": ("Draw",),

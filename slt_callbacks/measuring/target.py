@@ -20,19 +20,12 @@ from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.dynamics import Dynamics, resolve_step_size
 from slt_callbacks.sampling.engine import Engine
 from slt_callbacks.sampling.engine_choice import EngineChoice
-from slt_callbacks.sampling.langevin import AUTO_STEP_BIAS
 from slt_callbacks.sampling.memory import ChainMemory
 from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sampling.step_sizes import BIASED
 
 _T = TypeVar("_T")
 _CURVATURE_STREAM = 201  # apart from the streams of the chains, which start at 0
-# Where the curvature of the loss has grown so far that this is exceeded, an "auto" step is halved: beyond it the bias
-# is as large as the usual standard error, and an LLC that rises may be nothing else.
-_MOST_STEP_BIAS = 0.05
-# Where it has fallen so far that the step could be eight times as long, chains crawl: a step that was found where
-# BatchNorm's averages lagged behind would see nothing for the rest of the run. A curvature that wanders by less leaves
-# the series whole.
-_LEAST_STEP_BIAS = AUTO_STEP_BIAS / 8
 
 
 class Target:
@@ -135,10 +128,10 @@ class Target:
         self.dynamics = resolve_step_size(self.dynamics, curvature)
         if self._config.dynamics.step_size != "auto" or not is_dataclass(self.dynamics):
             return
-        while self.step_bias(curvature) > _MOST_STEP_BIAS:
+        while self.step_bias(curvature) > BIASED.most:
             self._scale_step(0.5)
-        if 0 < self.step_bias(curvature) < _LEAST_STEP_BIAS:  # 0: a flat loss without localization
-            while self.step_bias(curvature) <= AUTO_STEP_BIAS / 2:
+        if 0 < self.step_bias(curvature) < BIASED.least:  # 0: a flat loss without localization
+            while self.step_bias(curvature) <= BIASED.aim / 2:
                 self._scale_step(2.0)
 
     def engine(self, objective: Objective) -> Engine:

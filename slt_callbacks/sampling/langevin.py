@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, TypeGuard, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 
 from slt_callbacks.sampling.dynamics import Dynamics, State
 from slt_callbacks.sampling.posterior import LocalPosterior
-
-_D = TypeVar("_D", "SGLD", "RMSPropSGLD")
-
-
-AUTO_STEP_BIAS = 0.02
-"""Relative discretization bias that ``step_size="auto"`` accepts in the stiffest direction: well under the usual
-standard error of an LLC, and each halving of it would double the cost."""
+from slt_callbacks.sampling.step_sizes import BIASED, AutoStep, check_step_size, for_curvature, is_finite, number_of
 
 
 @dataclass(frozen=True)
@@ -45,10 +39,11 @@ class SGLD(Dynamics):  # by name: LightningCLI forgets the class of what is a da
         tensor([0.5000])
     """
 
+    auto: ClassVar[AutoStep] = BIASED
     step_size: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_step_size(self.step_size)
+        check_step_size(self.step_size)
 
     def init(self, position: torch.Tensor) -> State:
         """No state: the next step depends on the position alone."""
@@ -65,13 +60,13 @@ class SGLD(Dynamics):  # by name: LightningCLI forgets the class of what is a da
         sgld_step: int,
     ) -> None:
         """One update in place; arguments as in `Dynamics.step`."""
-        step_size = _resolved(self.step_size)
+        step_size = number_of(self.step_size)
         position.add_(posterior.gradient(gradient, position, anchor), alpha=-step_size / 2)
         position.add_(noise, alpha=math.sqrt(step_size))
 
     def with_curvature(self, curvature: float) -> SGLD:
         """The same dynamics with "auto" replaced by the step whose bias at `curvature` (k_max) is 2 %."""
-        return _auto_replaced(self, curvature)
+        return for_curvature(self, curvature, self.auto)
 
     def step_bias(self, curvature: float) -> float:
         """Relative excess of the stationary variance along a direction of curvature k: ``step_size * k / 4``.
@@ -80,7 +75,11 @@ class SGLD(Dynamics):  # by name: LightningCLI forgets the class of what is a da
             >>> SGLD(step_size=1e-3).step_bias(80.0)
             0.02
         """
-        return _resolved(self.step_size) * curvature / 4
+        return self.stability(curvature)
+
+    def stability(self, curvature: float) -> float:
+        """Share of the longest stable step along a direction of curvature k, which at 1 ends: ``step_size * k / 4``."""
+        return number_of(self.step_size) * curvature / 4
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,16 @@ class RMSPropSGLD(Dynamics):
         tensor([0.8125])
     """
 
+    auto: ClassVar[AutoStep] = BIASED
     step_size: float | Literal["auto"] = "auto"
     decay: float = 0.99
     damping: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_step_size(self.step_size)
-        if not (_is_finite(self.decay) and 0 <= self.decay < 1):
+        check_step_size(self.step_size)
+        if not (is_finite(self.decay) and 0 <= self.decay < 1):
             raise ValueError(f"Expected `decay` to be in [0, 1), but got {self.decay!r}.")
-        if not (_is_finite(self.damping) and self.damping > 0):
+        if not (is_finite(self.damping) and self.damping > 0):
             raise ValueError(f"Expected `damping` to be a positive number, but got {self.damping!r}.")
 
     def init(self, position: torch.Tensor) -> State:
@@ -145,7 +145,7 @@ class RMSPropSGLD(Dynamics):
         sgld_step: int,
     ) -> None:
         """One update in place; arguments as in `Dynamics.step`."""
-        step_size = _resolved(self.step_size)
+        step_size = number_of(self.step_size)
         average = state["square_average"].mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
         preconditioner = self.preconditioner(average, sgld_step + 1)
         position.addcmul_(posterior.gradient(gradient, position, anchor), preconditioner, value=-step_size / 2)
@@ -158,38 +158,12 @@ class RMSPropSGLD(Dynamics):
 
     def with_curvature(self, curvature: float) -> RMSPropSGLD:
         """The same dynamics with "auto" replaced: G is at most ``1 / damping``, so that bound sets the step."""
-        return _auto_replaced(self, curvature / self.damping)
+        return for_curvature(self, curvature / self.damping, self.auto)
 
     def step_bias(self, curvature: float) -> float:
         """An upper bound: ``step_size * k / (4 * damping)``, what a direction without any gradient would have."""
-        return _resolved(self.step_size) * curvature / (4 * self.damping)
+        return self.stability(curvature)
 
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_step_size(step_size: object) -> None:
-    if step_size == "auto":
-        return
-    if not _is_finite(step_size) or step_size < 0:
-        raise ValueError(f'Expected `step_size` to be "auto" or a finite number >= 0, but got {step_size!r}.')
-
-
-def _resolved(step_size: float | str) -> float:
-    if isinstance(step_size, str):
-        raise ValueError(
-            'A step needs a number, but `step_size` is still "auto": call `with_curvature` first, as `estimate` does.'
-        )
-    return step_size
-
-
-def _auto_replaced(dynamics: _D, curvature: float) -> _D:
-    if dynamics.step_size != "auto":
-        return dynamics
-    if not (math.isfinite(curvature) and curvature > 0):
-        raise ValueError(
-            f'step_size="auto" needs a positive curvature, but found {curvature}: the loss may not be finite at the '
-            "fork, or nbeta and localization are both 0. Give `step_size` a number."
-        )
-    return replace(dynamics, step_size=4 * AUTO_STEP_BIAS / curvature)
+    def stability(self, curvature: float) -> float:
+        """An upper bound, as that of `step_bias`, on the share of the longest stable step."""
+        return number_of(self.step_size) * curvature / (4 * self.damping)
