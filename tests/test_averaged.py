@@ -137,7 +137,7 @@ def test_a_chain_that_goes_on_has_kept_its_last_noise() -> None:
         engine = SequentialEngine(objective, settings.dynamics, LocalPosterior(NBETA, GAMMA))
         (chain,) = make_chains(settings, torch.device("cpu"), seed=0, step=1)
         for length in lengths:
-            list(engine.advance([chain], length, keep=True))
+            list(engine.advance([chain], range(length), keep=True))
         assert chain.displacement is not None
         return chain.displacement
 

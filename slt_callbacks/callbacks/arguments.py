@@ -163,5 +163,5 @@ def shortened(sampler: SamplerConfig) -> SamplerConfig:
         sampler,
         num_chains=min(sampler.num_chains, 2),
         num_draws=min(sampler.num_draws, 2),
-        num_burnin_steps=min(sampler.num_burnin_steps, 1),
+        num_burnin_steps=min(sampler.most_burnin_steps, 1),
     )

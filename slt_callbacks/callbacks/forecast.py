@@ -89,7 +89,7 @@ class Forecast:
             f", and `max_overhead` allows {max_overhead:.0%}: about {1 - 1 / excess:.0%} will be skipped. To have all"
         )
         text += f" of them, measure every {every} steps"
-        draws, burn_in = math.floor(config.num_draws / excess), math.floor(config.num_burnin_steps / excess)
+        draws, burn_in = math.floor(config.num_draws / excess), math.floor(config.most_burnin_steps / excess)
         if draws >= FEWEST_DRAWS:
             return f"{text}, or give `num_draws={draws}, num_burnin_steps={burn_in}`."
         return f"{text}, or make a gradient step cheaper by a smaller `batch_size`."

@@ -173,7 +173,7 @@ class Prospect:
             return "a smaller model"
         found = []
         share = (seconds / timed.seconds - timed.more_passes) / self.num_steps
-        draws, burn_in = math.floor(config.num_draws * share), math.floor(config.num_burnin_steps * share)
+        draws, burn_in = math.floor(config.num_draws * share), math.floor(config.most_burnin_steps * share)
         if draws >= FEWEST_DRAWS:
             found.append(f"`num_draws={draws}, num_burnin_steps={burn_in}`")
         fewer = math.floor(timed.size * seconds / self.first_seconds)

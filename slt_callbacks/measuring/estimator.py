@@ -125,7 +125,7 @@ class Estimator:
     @property
     def dynamics(self) -> Dynamics:
         """The dynamics in use: `config`'s, with "auto" resolved at the first measurement and then held."""
-        return self._main.dynamics
+        return self._main.stride.dynamics
 
     @property
     def expected_steps(self) -> int:

@@ -110,12 +110,14 @@ class SamplingRun:
             probes=probes,
             on_steps=on_steps,
             gather=self._exchange.gather,
+            scout=target.scout(objective, point.step, curvature),
         )
         self.start(point)
         verdict = Verdict(point.nbeta, objective.fork.num_moving, objective.at_fork, len(objective), at_fork)
         failed = self._read(sampler, verdict)
         steps = sum(self._exchange.gather(sampler.sgld_steps))
         num_burnin_steps = max(self._exchange.gather(sampler.num_burnin_steps))
+        target.agree()
         target.keep([chain for chain in sampler.chains if chain.index not in failed])
         error = None
         if len(failed) == self._config.num_chains:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +16,13 @@ from slt_callbacks.observables.health import ChainHealth
 from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import largest_curvature
-from slt_callbacks.sampling.dynamics import Dynamics, resolve_step_size
 from slt_callbacks.sampling.engine import Engine
 from slt_callbacks.sampling.engine_choice import EngineChoice
 from slt_callbacks.sampling.memory import ChainMemory
 from slt_callbacks.sampling.posterior import LocalPosterior
-from slt_callbacks.sampling.step_sizes import BIASED
+from slt_callbacks.sampling.sampler import FEWEST_TO_HALVE
+from slt_callbacks.sampling.scout import Scout, curvature_places
+from slt_callbacks.sampling.stride import SMALLEST_LLC, Stride
 
 _T = TypeVar("_T")
 _CURVATURE_STREAM = 201  # apart from the streams of the chains, which start at 0
@@ -42,7 +42,7 @@ class Target:
 
     Attributes:
         name: As given.
-        dynamics: In use: `config`'s, with "auto" resolved at the first measurement and then held.
+        stride: How the chains move: `config`'s dynamics, with "auto" resolved.
         memory: Where the chains have ended.
         health: Diagnostics of the present chains.
         posterior: As given.
@@ -51,7 +51,7 @@ class Target:
         >>> from slt_callbacks.basics.ranks import Alone
         >>> config = SamplerConfig(num_chains=2, num_draws=5, num_burnin_steps=10)
         >>> target = Target(config, LocalPosterior(10.0, 1.0), seed=0, exchange=Exchange(Alone()))
-        >>> target.expected_steps, target.dynamics.step_size
+        >>> target.expected_steps, target.stride.step_size
         (30, 'auto')
     """
 
@@ -67,7 +67,7 @@ class Target:
     ) -> None:
         self.name = name
         self.posterior = posterior
-        self.dynamics: Dynamics = config.dynamics
+        self.stride = Stride(config, posterior)
         self.memory = ChainMemory(on_cpu)
         self.health = ChainHealth()
         self._config = config
@@ -84,12 +84,12 @@ class Target:
         """Gradient steps of the next measurement in this process, if warm chains do not drift."""
         own = self._own(range(self._config.num_chains))
         warm = len(self.memory.past.keys() & set(own))
-        return (len(own) - warm) * self._config.num_steps + warm * self.warm_steps
+        return (len(own) - warm) * self.cold_steps + warm * self.warm_steps
 
     @property
     def later_steps(self) -> int:
         """Gradient steps of a later measurement in this process, if its chains do not drift."""
-        return self.num_chains * (self.warm_steps if self._persistent else self._config.num_steps)
+        return self.num_chains * (self.warm_steps if self._persistent else self.cold_steps)
 
     @property
     def num_chains(self) -> int:
@@ -97,20 +97,14 @@ class Target:
         return len(self._own(range(self._config.num_chains)))
 
     @property
-    def warm_steps(self) -> int:
-        """Gradient steps of a chain that goes on from the last measurement, if it does not drift."""
-        return warm_round(self._config) + self._config.num_draw_steps
+    def cold_steps(self) -> int:
+        """Gradient steps of a chain that begins at w*, if its step suits."""
+        return self.stride.burn_in + self._config.num_draw_steps
 
     @property
-    def step_size(self) -> float | str:
-        """The step in use, of whatever kind it was, as a float; "auto" before there is one."""
-        step_size = self.dynamics.step_size
-        return "auto" if step_size == "auto" else float(step_size)
-
-    def step_bias(self, curvature: float) -> float:
-        """Relative discretization bias at the largest curvature; NaN where it is unknown."""
-        bias = getattr(self.dynamics, "step_bias", None)
-        return float(bias(curvature)) if bias is not None and math.isfinite(curvature) else math.nan
+    def warm_steps(self) -> int:
+        """Gradient steps of a chain that goes on from the last measurement, if it does not drift."""
+        return warm_round(self.stride.burn_in) + self._config.num_draw_steps
 
     def find_curvature(self, objective: Objective, step: int) -> float:
         """k_max at the fork, from the direction that the last measurement found."""
@@ -119,28 +113,28 @@ class Target:
         if self._direction is not None and len(self._direction) != len(fork):
             self._direction = None  # parameters were frozen or added since
         start_from = None if self._direction is None else self._direction.to(fork.device)
-        curvature, direction = largest_curvature(objective, self.posterior, rng, start_from)
+        places = None if self.stride.is_biased else curvature_places(objective)
+        curvature, direction = largest_curvature(objective, self.posterior, rng, start_from, places)
         self._new_direction = direction if self._persistent else None
         return float(self._exchange.first(curvature))
 
     def settle(self, curvature: float) -> None:
-        """A number for an "auto" step; one far too long or too short is halved or doubled, and chains begin anew."""
-        self.dynamics = resolve_step_size(self.dynamics, curvature)
-        if self._config.dynamics.step_size != "auto" or not is_dataclass(self.dynamics):
-            return
-        while self.step_bias(curvature) > BIASED.most:
-            self._scale_step(0.5)
-        if 0 < self.step_bias(curvature) < BIASED.least:  # 0: a flat loss without localization
-            while self.step_bias(curvature) <= BIASED.aim / 2:
-                self._scale_step(2.0)
+        """A number for an "auto" step; where one with a bias was far too long or too short, chains begin anew."""
+        if self.stride.begin(curvature):
+            self.memory.clear()
+
+    def scout(self, objective: Objective, step: int, curvature: float) -> Scout:
+        """What looks where this measurement's chains stand."""
+        return Scout(self.stride, objective, self.posterior, self._seed, step, curvature)
 
     def engine(self, objective: Objective) -> Engine:
         """What moves this measurement's chains."""
-        return self._engines.engine(objective, self.dynamics, self.posterior, self.num_chains, self._exchange.first)
+        dynamics = self.stride.dynamics
+        return self._engines.engine(objective, dynamics, self.posterior, self.num_chains, self._exchange.first)
 
     def seconds_at_once(self, objective: Objective) -> float:
         """As `EngineChoice.seconds_at_once`, of this process's chains."""
-        return self._engines.seconds_at_once(objective, self.dynamics, self.posterior, self.num_chains)
+        return self._engines.seconds_at_once(objective, self.stride.dynamics, self.posterior, self.num_chains)
 
     def chains(self, objective: Objective, step: int) -> list[Chain]:
         """This process's chains: new random numbers, and the places where the last ones ended."""
@@ -165,12 +159,20 @@ class Target:
         self.memory.clear()
         self._direction = None
 
+    def agree(self) -> None:
+        """Share what the processes have seen of the chains, for the next measurement and for what is told."""
+        everyone = [one for part in self._exchange.gather(self.stride.seen) for one in part]
+        self.stride.finish(everyone, self.posterior.nbeta * self.health.excess)
+
     def told(self, curvature: float, num_burnin_steps: int) -> dict[str, Any]:
         """Diagnostics of the chains, and the settings in force."""
-        step_size = self.step_size
+        step_size = self.stride.step_size
         return self.health.compute() | {
             "step_size": math.nan if isinstance(step_size, str) else step_size,
-            "step_bias": self.step_bias(curvature),
+            "step_bias": self.stride.step_bias(curvature),
+            "stability": self.stride.stability,
+            "step_gap": self._step_gap(),
+            "noise_bias": self.stride.noise_bias(self.posterior.nbeta * self.health.excess),
             "num_burnin_steps": num_burnin_steps,
             "num_parameters": self._num_parameters or math.nan,
             "nbeta": self.posterior.nbeta,
@@ -185,7 +187,7 @@ class Target:
         """
         direction = None if self._direction is None or not chains else self._direction.cpu()
         return {
-            "step_size": self.step_size,
+            **self.stride.state_dict(),
             "engine": self._engines.name,
             "direction": direction,
             "chains": self.memory.state_dict() if chains else {},
@@ -193,17 +195,22 @@ class Target:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        if self._config.dynamics.step_size == "auto" and state["step_size"] != "auto":
-            self.dynamics = replace(self._config.dynamics, step_size=state["step_size"])  # type: ignore[type-var]
+        self.stride.load_state_dict(state)
         if self._config.engine == "auto":
             self._engines.name = state.get("engine", "auto")
         if self._persistent:
             self._direction = state.get("direction")
             self.memory.load_state_dict(state["chains"])
 
-    def _scale_step(self, factor: float) -> None:
-        self.dynamics = replace(self.dynamics, step_size=float(self.dynamics.step_size) * factor)  # type: ignore[type-var]
-        self.memory.clear()
+    def _step_gap(self) -> float:
+        """Relative excess of the LLC of the first half of the draws, with steps twice as long as those of the second.
+
+        NaN where all draws are taken with one step.
+        """
+        if self.stride.shorter is None or self._config.num_draws < FEWEST_TO_HALVE:
+            return math.nan
+        long, short = (self.posterior.nbeta * half for half in self.health.halves)
+        return (long - short) / max(abs(short), SMALLEST_LLC)
 
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
 
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.observables.trace import Trace
@@ -48,10 +51,22 @@ class ChainHealth:
         self._excess.drop(chain)
         self._failed.add(chain)
 
+    @property
+    def excess(self) -> float:
+        """Mean excess loss over all valid draws; NaN without any."""
+        trace = self._valid()
+        return float(trace.mean()) if len(trace) else math.nan
+
+    @property
+    def halves(self) -> tuple[float, float]:
+        """The same of the first half of each chain's draws, and of the second."""
+        trace = self._valid()
+        middle = trace.shape[1] // 2
+        return float(trace[:, :middle].mean()), float(trace[:, middle:].mean())
+
     def compute(self) -> dict[str, Any]:
         """The diagnostics; see the class."""
-        trace = self._excess.values()
-        trace = trace[trace.isfinite().all(dim=1)]
+        trace = self._valid()
         return {
             "failed_chains": len(self._failed),
             "num_valid_draws": trace.numel(),
@@ -59,3 +74,7 @@ class ChainHealth:
             "ess": effective_sample_size(trace),
             "drift": drift(trace),
         }
+
+    def _valid(self) -> torch.Tensor:
+        trace = self._excess.values()
+        return trace[trace.isfinite().all(dim=1)]

@@ -11,7 +11,7 @@ import torch
 
 from slt_callbacks.sampling.dynamics import Dynamics, State
 from slt_callbacks.sampling.posterior import LocalPosterior
-from slt_callbacks.sampling.step_sizes import AutoStep, check_step_size, for_curvature, number_of
+from slt_callbacks.sampling.step_sizes import AutoStep, check_step_size, for_curvature, forgetting, number_of
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,7 @@ class LeimkuhlerMatthews(Dynamics):
             0.5
         """
         return number_of(self.step_size) * curvature / 4
+
+    def memory(self, curvature: float) -> float:
+        """Steps in which a chain forgets where it began along a direction of curvature k: ``2 / (step_size * k)``."""
+        return forgetting(number_of(self.step_size) * curvature)

@@ -37,9 +37,12 @@ class Chain:
     sgld_step: int = 0
 
 
-def warm_round(config: SamplerConfig) -> int:
-    """Steps of one round of burn-in for chains that start where the last measurement ended."""
-    most = config.num_burnin_steps
+def warm_round(most: int) -> int:
+    """Steps of one round of burn-in for chains that start where the last measurement ended.
+
+    Args:
+        most: Steps of burn-in of a cold chain.
+    """
     return min(most, max(most // _WARM_ROUNDS, _SHORTEST_ROUND))
 
 

@@ -11,6 +11,8 @@ from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 
 ENGINES = ("auto", "sequential", "vectorized")
+MOST_BURN_IN = 150
+"""Steps that ``num_burnin_steps="auto"`` is at most: a chain that has to go further costs more than it tells."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class SamplerConfig:
         num_chains: Independent chains C; their spread gives the standard error.
         num_draws: Draws a chain T.
         num_burnin_steps: Steps before the first draw. With persistent chains, those of the first measurement and the
-            most that a later one may take.
+            most that a later one may take. "auto": one and a half times 2 / (step_size localization), in which the
+            flattest direction forgets where it began, between 16 and 150; ``slt/health/num_burnin_steps`` tells how
+            many it were.
         num_steps_bw_draws: SGLD steps from one draw to the next.
         batch_size: Reference samples in an SGLD step, without replacement and reshuffled (a remainder waits for the
             next shuffle); None for all of them.
@@ -55,7 +59,7 @@ class SamplerConfig:
     localization: float = 100.0
     num_chains: int = 4
     num_draws: int = 50
-    num_burnin_steps: int = 200
+    num_burnin_steps: int | Literal["auto"] = 200
     num_steps_bw_draws: int = 1
     batch_size: int | None = None
     block_size: int | None = None
@@ -70,7 +74,8 @@ class SamplerConfig:
             )
         for name in ("num_chains", "num_draws", "num_steps_bw_draws"):
             _check_count(name, getattr(self, name), 1)
-        _check_count("num_burnin_steps", self.num_burnin_steps, 0)
+        if self.num_burnin_steps != "auto":
+            _check_count("num_burnin_steps", self.num_burnin_steps, 0, ' or "auto"')
         for name in ("batch_size", "block_size"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), 1)
@@ -87,8 +92,13 @@ class SamplerConfig:
 
     @property
     def num_steps(self) -> int:
-        """Gradient steps of one cold chain: burn-in, and from the first draw up to and with the last."""
-        return self.num_burnin_steps + self.num_draw_steps
+        """Gradient steps of one cold chain: burn-in, and from the first draw up to and with the last; at most."""
+        return self.most_burnin_steps + self.num_draw_steps
+
+    @property
+    def most_burnin_steps(self) -> int:
+        """Steps before the first draw; what they may be where they are "auto"."""
+        return MOST_BURN_IN if self.num_burnin_steps == "auto" else self.num_burnin_steps
 
     @property
     def num_draw_steps(self) -> int:
@@ -96,10 +106,10 @@ class SamplerConfig:
         return (self.num_draws - 1) * self.num_steps_bw_draws + 1
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def _check_count(name: str, value: object, least: int, otherwise: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         wanted = "a positive integer" if least else "an integer >= 0"
-        raise ValueError(f"Expected `{name}` to be {wanted}, but got {value!r}.")
+        raise ValueError(f"Expected `{name}` to be {wanted}{otherwise}, but got {value!r}.")
 
 
 def _check_weight(name: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.chains import Chain
+from slt_callbacks.sampling.dynamics import Dynamics
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,30 @@ class Halt:
     Attributes:
         points: What each chain of the group has just seen.
         losses: Losses ``(N,)`` of another set of samples where each chain stands.
+        positions: Weights ``(P,)`` of each chain, as copies. Whoever moves the fork puts it back.
     """
 
     points: list[Point]
     losses: Callable[[Objective], list[torch.Tensor]]
+    positions: Callable[[], list[torch.Tensor]]
 
 
 class Engine(Protocol):
-    """Moves chains. "sequential" takes them one by one; another may take a whole group in one program."""
+    """Moves chains. "sequential" takes them one by one; another may take a whole group in one program.
+
+    Attributes:
+        objective: The losses.
+        dynamics: How the chains move; at a halt another step size may take its place.
+    """
 
     objective: Objective
+    dynamics: Dynamics
 
     def groups(self, chains: Sequence[Chain]) -> list[list[Chain]]:
         """Which chains go together through `advance`."""
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[Halt]:
-        """Take `num_steps` steps with a group, with a halt before each; then keep the positions if asked."""
+    def advance(self, group: list[Chain], steps: Iterable[object], keep: bool) -> Iterator[Halt]:
+        """Take as many steps with a group as `steps` has, with a halt before each; then keep the positions if asked."""
 
 
 def put_back(position: torch.Tensor, anchor: torch.Tensor, still: torch.Tensor) -> None:

@@ -148,7 +148,7 @@ def time_ratio(engine: Engine, than: Engine, config: SamplerConfig) -> float:
             chains = make_chains(config, device, seed=0, step=lap)
             start = time.perf_counter()
             for group in runner.groups(chains):
-                for _ in runner.advance(group, 1, keep=False):
+                for _ in runner.advance(group, range(1), keep=False):
                     pass
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

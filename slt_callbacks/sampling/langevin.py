@@ -11,7 +11,15 @@ import torch
 
 from slt_callbacks.sampling.dynamics import Dynamics, State
 from slt_callbacks.sampling.posterior import LocalPosterior
-from slt_callbacks.sampling.step_sizes import BIASED, AutoStep, check_step_size, for_curvature, is_finite, number_of
+from slt_callbacks.sampling.step_sizes import (
+    BIASED,
+    AutoStep,
+    check_step_size,
+    for_curvature,
+    forgetting,
+    is_finite,
+    number_of,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,10 @@ class SGLD(Dynamics):  # by name: LightningCLI forgets the class of what is a da
     def stability(self, curvature: float) -> float:
         """Share of the longest stable step along a direction of curvature k, which at 1 ends: ``step_size * k / 4``."""
         return number_of(self.step_size) * curvature / 4
+
+    def memory(self, curvature: float) -> float:
+        """Steps in which a chain forgets where it began along a direction of curvature k: ``2 / (step_size * k)``."""
+        return forgetting(number_of(self.step_size) * curvature)
 
 
 @dataclass(frozen=True)
@@ -167,3 +179,7 @@ class RMSPropSGLD(Dynamics):
     def stability(self, curvature: float) -> float:
         """An upper bound, as that of `step_bias`, on the share of the longest stable step."""
         return number_of(self.step_size) * curvature / (4 * self.damping)
+
+    def memory(self, curvature: float) -> float:
+        """Steps in which a chain forgets where it began along a direction of curvature k, for the largest G."""
+        return forgetting(number_of(self.step_size) * curvature / self.damping)

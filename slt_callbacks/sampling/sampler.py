@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,23 @@ from slt_callbacks.losses.probes import Probe
 from slt_callbacks.sampling.chains import Chain, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.draws import Draw
+from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.engine import Engine, Halt
+from slt_callbacks.sampling.scout import Scout
+from slt_callbacks.sampling.stride import LEAST_BURN_IN
 from slt_callbacks.stats.diagnostics import drift
 
 # Drift beyond three standard errors says that the chains are still moving; one stationary round in twenty does by
 # chance, which costs another round and nothing else.
 _DRIFTING = 3.0
+
+
+# A step that was shortened is looked at again; the third look is the last, whatever it finds, for steps are dear.
+_MOST_LOOKS = 3
+# Steps before the end of a burn-in whose losses tell what the LLC will be like.
+_LATELY = 32
+# Fewer draws are not taken with two steps: neither half would tell anything.
+FEWEST_TO_HALVE = 16
 
 
 def _alone(value: Any) -> list[Any]:
@@ -31,12 +43,14 @@ class Sampler:
     Args:
         engine: What moves the chains.
         config: Settings; its dynamics has a number for its step size.
-        chains: Cold ones (no displacement) burn in for ``num_burnin_steps``; warm ones as long as they drift.
+        chains: Cold ones (no displacement) burn in for the steps of a burn-in; warm ones as long as they drift.
         keep: Whether chains keep their final position (memory: chains x parameters).
         reference_losses: Whether draws carry the losses of the whole reference set.
         probes: Further samples whose losses draws carry, by key.
         on_steps: Told how many gradient steps were just taken, for a progress bar.
         gather: Values of every process that runs some of the chains: warm ones are judged together.
+        scout: Looks where chains stand before their first draw, and may change the step. None: it is held, and the
+            burn-in is that of `config`.
 
     Attributes:
         num_burnin_steps: Burn-in steps of the chain that took the most, so far.
@@ -51,6 +65,7 @@ class Sampler:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     on_steps: Callable[[int], None] | None = None
     gather: Callable[[Any], list[Any]] = _alone
+    scout: Scout | None = None
     num_burnin_steps: int = field(default=0, init=False)
     sgld_steps: int = field(default=0, init=False)
 
@@ -61,24 +76,36 @@ class Sampler:
             The indices of the chains that sample together, and a generator of their draws.
         """
         warm = [chain for chain in self.chains if chain.displacement is not None]
-        if self.config.num_burnin_steps and any(self.gather(bool(warm))):
+        if self._burn_in and any(self.gather(bool(warm))):
             self._burn_in_warm(warm)
         for group in self.engine.groups(self.chains):
             cold = any(chain.displacement is None for chain in group)
-            yield (
-                [chain.index for chain in group],
-                self._group_draws(group, self.config.num_burnin_steps if cold else 0),
-            )
+            yield [chain.index for chain in group], self._group_draws(group, self._burn_in if cold else 0)
+
+    @property
+    def _burn_in(self) -> int:
+        """Steps of burn-in of a cold chain."""
+        return self.config.most_burnin_steps if self.scout is None else self.scout.stride.burn_in
 
     def _group_draws(self, group: list[Chain], num_burnin_steps: int) -> Iterator[Draw]:
         objective = self.engine.objective
-        self.num_burnin_steps = max(self.num_burnin_steps, num_burnin_steps)
-        num_steps = num_burnin_steps + self.config.num_draw_steps
-        for step, halt in enumerate(self.engine.advance(group, num_steps, self.keep)):
+        course = _Course(num_burnin_steps, self.config.num_draw_steps)
+        looks, lately = 0, _Lately()
+        if self.scout is not None:
+            self.engine.dynamics = self.scout.stride.dynamics
+        for halt in self.engine.advance(group, course, self.keep):
             self._count(len(halt.points))
-            index, between = divmod(step - num_burnin_steps, self.config.num_steps_bw_draws)
+            if self._looks and course.burnt_in == 0 and looks < _MOST_LOOKS:
+                looks += 1
+                course.burn_in += self._look(halt, lately.mean())
+            self.num_burnin_steps = max(self.num_burnin_steps, course.burn_in)
+            index, between = divmod(course.burnt_in, self.config.num_steps_bw_draws)
+            if self.scout is not None and -_LATELY <= course.burnt_in < 0:
+                lately.add([objective.excess(point.losses, point.samples) for point in halt.points])
             if index < 0 or between:
                 continue
+            if index == self.config.num_draws // 2 and self._shorter is not None:
+                self.engine.dynamics = self._shorter
             reference = self._reference_losses(halt)
             probed = {key: probe.losses(halt.losses, reference) for key, probe in self.probes.items()}
             for place, point in enumerate(halt.points):
@@ -93,6 +120,25 @@ class Sampler:
                     query_losses={key: losses[place] for key, losses in probed.items()},
                 )
 
+    @property
+    def _looks(self) -> bool:
+        """Whether chains stand somewhere else than at w* when they have burnt in, and somebody can judge of it."""
+        return self.scout is not None and self.scout.stride.looks and self._burn_in >= LEAST_BURN_IN
+
+    def _look(self, halt: Halt, excess: float) -> int:
+        """How many more steps of burn-in a step needs that has just been shortened."""
+        assert self.scout is not None
+        more = self.scout.look(halt, excess)
+        self.engine.dynamics = self.scout.stride.dynamics
+        return more
+
+    @property
+    def _shorter(self) -> Dynamics | None:
+        """What the second half of the draws is taken with, where half a step must give the same."""
+        if self.scout is None or self.config.num_draws < FEWEST_TO_HALVE:
+            return None
+        return self.scout.stride.shorter
+
     def _reference_losses(self, halt: Halt) -> list[torch.Tensor]:
         """Those of every point, where an observable asks for them."""
         if not self.reference_losses:
@@ -103,8 +149,8 @@ class Sampler:
 
     def _burn_in_warm(self, warm: list[Chain]) -> None:
         """Rounds until the chains, taken together, no longer drift; at most as long as a cold burn-in."""
-        most, length = self.config.num_burnin_steps, warm_round(self.config)
-        spent = 0
+        most = self._burn_in
+        length, spent = warm_round(most), 0
         while spent < most:
             length = min(length, most - spent)  # a last round too short for the test (NaN) ends it as well
             own = [column.cpu() for group in self.engine.groups(warm) for column in self._round(group, length)]
@@ -118,7 +164,7 @@ class Sampler:
     def _round(self, group: list[Chain], num_steps: int) -> list[torch.Tensor]:
         objective = self.engine.objective
         rows = []
-        for halt in self.engine.advance(group, num_steps, keep=True):
+        for halt in self.engine.advance(group, range(num_steps), keep=True):
             self._count(len(halt.points))
             rows.append([objective.excess(point.losses, point.samples) for point in halt.points])
         return [torch.stack(column) for column in zip(*rows, strict=True)]
@@ -127,3 +173,34 @@ class Sampler:
         self.sgld_steps += num_steps
         if self.on_steps is not None:
             self.on_steps(num_steps)
+
+
+class _Course:
+    """The steps of a group: a burn-in, which may be lengthened where it ends, and those from draw to draw."""
+
+    def __init__(self, burn_in: int, draw_steps: int) -> None:
+        self.burn_in, self._draw_steps, self._step = burn_in, draw_steps, 0
+
+    @property
+    def burnt_in(self) -> int:
+        """Steps since the burn-in; below 0 in it."""
+        return self._step - self.burn_in
+
+    def __iter__(self) -> Iterator[int]:
+        while self.burnt_in < self._draw_steps:
+            yield self._step
+            self._step += 1
+
+
+class _Lately:
+    """The excess losses of the end of a burn-in, on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._rows: list[torch.Tensor] = []
+
+    def add(self, excess: list[torch.Tensor]) -> None:
+        self._rows.append(torch.stack(excess))
+
+    def mean(self) -> float:
+        """Of the last steps; NaN without any."""
+        return float(torch.stack(self._rows[-_LATELY:]).mean()) if self._rows else math.nan

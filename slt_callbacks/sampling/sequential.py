@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -18,14 +18,14 @@ class SequentialEngine:
 
     def __init__(self, objective: Objective, dynamics: Dynamics, posterior: LocalPosterior) -> None:
         self.objective = objective
-        self._dynamics = dynamics
+        self.dynamics = dynamics
         self._posterior = posterior
 
     def groups(self, chains: Sequence[Chain]) -> list[list[Chain]]:
         """Every chain alone."""
         return [[chain] for chain in chains]
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[Halt]:
+    def advance(self, group: list[Chain], steps: Iterable[object], keep: bool) -> Iterator[Halt]:
         """As in `Engine`."""
         (chain,) = group
         fork = self.objective.fork
@@ -33,16 +33,16 @@ class SequentialEngine:
         if keep:
             chain.displacement = None  # another one at the end: no need for both at once
         if chain.state is None:
-            chain.state = self._dynamics.init(fork.position)
+            chain.state = self.dynamics.init(fork.position)
         noise = torch.empty(
             max(piece.stop - piece.start for piece in fork.pieces), dtype=fork.dtype, device=fork.device
         )
         anchors, held = fork.anchor_pieces(), fork.held_pieces()
         batches = self.objective.minibatches(chain.minibatches)
-        for _ in range(num_steps):
+        for _ in steps:
             places = next(batches)
             losses, gradients = self.objective.losses_and_gradient(places)
-            yield Halt([Point(chain.index, places, losses)], _losses_here)
+            yield Halt([Point(chain.index, places, losses)], _losses_here, lambda: [fork.position.clone()])
             self._update(chain, chain.state, gradients, anchors, held, noise)
             del gradients  # or the next backward pass would come on top of it
         if keep:
@@ -60,7 +60,7 @@ class SequentialEngine:
     ) -> None:
         fork = self.objective.fork
         for piece, anchor, still in zip(fork.pieces, anchors, held, strict=True):
-            self._dynamics.step(
+            self.dynamics.step(
                 position=piece.of(fork.position),
                 gradient=piece.gather(gradients),
                 noise=noise[: piece.stop - piece.start].normal_(generator=chain.noise),

@@ -72,6 +72,11 @@ def number_of(step_size: float | str) -> float:
     return step_size
 
 
+def forgetting(rate: float) -> float:
+    """Steps in which a chain forgets, ``2 / (step_size k)``, by its ``step_size k``; infinite where nothing pulls."""
+    return 2 / rate if rate > 0 else math.inf
+
+
 def for_curvature(dynamics: _D, curvature: float, auto: AutoStep) -> _D:
     """A dynamics with "auto" replaced by the step that `auto` aims at; one with a number comes back as it is.
 

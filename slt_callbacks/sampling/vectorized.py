@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class VectorizedEngine:
         program: Program | None = None,
     ) -> None:
         self.objective = objective
-        self._dynamics = dynamics
+        self.dynamics = dynamics
         self._posterior = posterior
         self._program = chain_gradients if program is None else program
         self._losses_at = LossesAt(objective)
@@ -78,7 +78,7 @@ class VectorizedEngine:
             by_past.setdefault((chain.displacement is None, chain.sgld_step), []).append(chain)
         return list(by_past.values())
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[Halt]:
+    def advance(self, group: list[Chain], steps: Iterable[object], keep: bool) -> Iterator[Halt]:
         """As in `Engine`."""
         fork = self.objective.fork
         self._positions, state = self._start(group)
@@ -89,11 +89,11 @@ class VectorizedEngine:
         noise = torch.empty(len(group), longest, dtype=fork.dtype, device=fork.device)
         anchors, held = fork.anchor_pieces(), fork.held_pieces()
         minibatches = [self.objective.minibatches(chain.minibatches) for chain in group]
-        for _ in range(num_steps):
+        for _ in steps:
             places = [next(batches) for batches in minibatches]
             losses, gradients = self._losses_and_gradients(places)
             points = [Point(chain.index, p, own) for chain, p, own in zip(group, places, losses, strict=True)]
-            yield Halt(points, self._losses_here)
+            yield Halt(points, self._losses_here, lambda: [*self._positions.clone()])
             self._update(group, state, gradients, anchors, held, noise)
             del gradients  # or the next backward pass would come on top of it
         for row, chain in enumerate(group):
@@ -119,7 +119,7 @@ class VectorizedEngine:
             row.copy_(fork.position)
         states = [chain.state for chain in group if chain.state is not None]
         if len(states) < len(group):
-            return positions, self._dynamics.init(positions)
+            return positions, self.dynamics.init(positions)
         return positions, {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
     def _losses_and_gradients(self, places: list[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,7 +184,7 @@ class VectorizedEngine:
             here = noise[:, : piece.stop - piece.start]
             for row, chain in zip(here, group, strict=True):
                 row.normal_(generator=chain.noise)
-            self._dynamics.step(
+            self.dynamics.step(
                 position=piece.of(self._positions),
                 gradient=piece.of(gradients),
                 noise=here,

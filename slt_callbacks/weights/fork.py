@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -110,6 +111,23 @@ class Fork:
         for own, frozen in self._frozen:
             own.copy_(frozen)
         self._remembered.put_back()
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """A look elsewhere in the middle of a chain: weights, buffers and attributes are as they were when it ends."""
+        weights = [(own, own.clone()) for own in (self.position, *(own for own, _ in self._frozen))]
+        remembered = Remembered(self.module)
+        buffers = [(owner, name, owner._buffers[name]) for owner, name, _ in self._buffers]
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = None if buffer is None else buffer.clone()
+        try:
+            yield
+        finally:
+            for own, kept in weights:
+                own.copy_(kept)
+            for owner, name, buffer in buffers:
+                owner._buffers[name] = buffer
+            remembered.put_back()
 
     def buffers(self) -> list[torch.Tensor]:
         """The buffers as they were at the fork, those of the modules one after the other."""

@@ -153,12 +153,12 @@ RECIPES = {
         ),
         digits,
         classified,
-        (100, 1000),
+        (300, 1500),
     ),
-    "BatchNorm CNN on digits": Recipe(convolutional, digits, classified, (100, 1000)),
-    "GRU on first symbols": Recipe(Recurrent, first_symbols, classified, (100, 1500), lr=3e-3),
-    "ViT on digits": Recipe(VisionTransformer, digits, classified, (100, 1000)),
-    "GPT on Markov chains": Recipe(Gpt, markov_chains, next_state, (100, 1000), lr=3e-3),
+    "BatchNorm CNN on digits": Recipe(convolutional, digits, classified, (300, 1500)),
+    "GRU on first symbols": Recipe(Recurrent, first_symbols, classified, (300, 1500), lr=3e-3),
+    "ViT on digits": Recipe(VisionTransformer, digits, classified, (300, 1500)),
+    "GPT on Markov chains": Recipe(Gpt, markov_chains, next_state, (300, 1500), lr=3e-3),
 }
 
 

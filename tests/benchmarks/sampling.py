@@ -50,7 +50,7 @@ def chain_step(num_steps: int = 5, repeats: int = 40) -> Row:
     chains = make_chains(config, objective.fork.device, seed=0, step=0)
 
     def chain() -> None:
-        for _ in engine.advance(chains, num_steps, keep=False):
+        for _ in engine.advance(chains, range(num_steps), keep=False):
             pass
 
     bare, ours, ratio = interleaved(lambda: bare_steps(module, batch, num_steps), chain, repeats)
@@ -71,7 +71,7 @@ def vectorized(num_chains: int = 16, num_steps: int = 20, repeats: int = 15) -> 
 
     def run(engine: Engine) -> None:
         for group in engine.groups(make_chains(config, objective.fork.device, seed=0, step=0)):
-            for _ in engine.advance(group, num_steps, keep=False):
+            for _ in engine.advance(group, range(num_steps), keep=False):
                 pass
 
     rows, steps = [], num_chains * num_steps
@@ -104,7 +104,7 @@ def fixed_cost(repeats: int = 30) -> list[Row]:
         largest_curvature(objective, posterior, noise)
 
     def steps() -> None:
-        for _ in engine.advance(chains[:1], 4, keep=False):
+        for _ in engine.advance(chains[:1], range(4), keep=False):
             pass
 
     rounds = [[seconds(f) for f in (lambda: estimator.measure(module), search, steps)] for _ in range(repeats)]

@@ -158,7 +158,7 @@ def test_warm_burn_in_of_stationary_chains_is_usually_one_round() -> None:
 
 @pytest.mark.parametrize(("cold", "expected"), [(0, 0), (5, 5), (60, 16), (500, 100)])
 def test_a_warm_round_is_a_fifth_of_the_cold_burn_in_but_long_enough_to_test(cold: int, expected: int) -> None:
-    assert warm_round(settings(num_burnin_steps=cold)) == expected
+    assert warm_round(cold) == expected
 
 
 def test_state_and_step_count_of_a_dynamics_go_on_with_a_warm_chain() -> None:

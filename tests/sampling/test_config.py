@@ -22,7 +22,7 @@ def test_counts_have_to_be_positive_integers(name: str, wrong: Any) -> None:
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, None])
 def test_burn_in_may_be_zero_but_not_negative(wrong: Any) -> None:
     assert SamplerConfig(num_burnin_steps=0).num_burnin_steps == 0
-    with pytest.raises(ValueError, match="Expected `num_burnin_steps` to be an integer >= 0, but got"):
+    with pytest.raises(ValueError, match='Expected `num_burnin_steps` to be an integer >= 0 or "auto", but got'):
         SamplerConfig(num_burnin_steps=wrong)
 
 

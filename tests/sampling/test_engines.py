@@ -1,5 +1,5 @@
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,8 +23,8 @@ class Sleeper:
     def groups(self, chains: Sequence[Chain]) -> list[list[Chain]]:
         return [list(chains)]
 
-    def advance(self, group: list[Chain], num_steps: int, keep: bool) -> Iterator[list[Point]]:
-        for _ in range(num_steps):
+    def advance(self, group: list[Chain], steps: Iterable[object], keep: bool) -> Iterator[list[Point]]:
+        for _ in steps:
             self.steps += 1
             time.sleep(self.seconds)
             yield []

@@ -121,7 +121,7 @@ def take_steps(engine: Any, num_chains: int, num_steps: int = 5) -> None:
     objective = engine.objective
     chains = make_chains(SamplerConfig(num_chains=num_chains), objective.fork.device, seed=0, step=0)
     for group in engine.groups(chains):
-        for halt in engine.advance(group, num_steps, keep=True):
+        for halt in engine.advance(group, range(num_steps), keep=True):
             for point in halt.points:
                 objective.excess(point.losses, point.samples)
 
@@ -235,7 +235,7 @@ class TestOnCuda:
             pytest.skip("minibatches of several shapes, or in blocks, run one by one")
         engine = engine_for(kind, problem("cuda", **sizes), dynamics)
         chains = make_chains(SamplerConfig(num_chains=1), engine.objective.fork.device, seed=0, step=0)
-        steps = engine.advance(chains, 5, keep=False)
+        steps = engine.advance(chains, range(5), keep=False)
         next(steps)  # the first step may load kernels
         with self.no_waiting():
             for _ in steps:

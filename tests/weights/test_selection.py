@@ -115,7 +115,7 @@ def test_what_is_not_selected_stays_to_the_last_bit(engine: str, dynamics: Any) 
     moving[:, 0] = moving[2, 2] = True
     before = module[0].weight.detach()
     for group in target.engine(objective).groups(target.chains(objective, 0)):
-        for halt in target.engine(objective).advance(group, 20, keep=True):
+        for halt in target.engine(objective).advance(group, range(20), keep=True):
             halt.losses(objective)
         for chain in group:
             assert chain.displacement is not None

@@ -1,0 +1,76 @@
+"""Looks where chains stand after their burn-in, before the first draw."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from slt_callbacks.basics.rng import generator
+from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.curvature import Stiffness, stiffness_at
+from slt_callbacks.sampling.engine import Halt
+from slt_callbacks.sampling.posterior import LocalPosterior
+from slt_callbacks.sampling.stride import LEAST_BURN_IN, Stride
+
+_SCOUT_STREAM = 205  # apart from the streams of the chains, which start at 0
+# Samples whose curvature counts where chains go on minibatches: that of one minibatch is larger, and all would cost as
+# much as the chains do.
+_CURVATURE_SAMPLES = 128
+
+
+def curvature_places(objective: Objective) -> torch.Tensor | None:
+    """Samples whose curvature limits a step, spread evenly over the reference set; None for all."""
+    size = len(objective)
+    wanted = max(_CURVATURE_SAMPLES, objective.batch_size or size)
+    if wanted >= size:
+        return None
+    return torch.linspace(0, size - 1, wanted, device="cpu").round().long()
+
+
+class Scout:
+    """Finds what limits the step at the chains' positions in one measurement.
+
+    Args:
+        stride: Decides what follows.
+        objective: The losses.
+        posterior: The target.
+        seed: Of the run.
+        step: Training step of the fork.
+        known: k_max at w*.
+
+    Attributes:
+        stride: As given.
+    """
+
+    def __init__(
+        self, stride: Stride, objective: Objective, posterior: LocalPosterior, seed: int, step: int, known: float
+    ) -> None:
+        self.stride = stride
+        self._objective = objective
+        self._posterior = posterior
+        self._key = (seed, step)
+        self._known = known
+        self._places = curvature_places(objective)
+        self._looks: dict[int, int] = {}  # by chain
+
+    def look(self, halt: Halt, excess: float) -> int:
+        """How many more steps of burn-in a group of chains needs, for its step has changed; the fork is as it was.
+
+        Args:
+            halt: Where the chains stand.
+            excess: Mean excess loss of the chains of late; NaN where it is not known.
+        """
+        positions = halt.positions()
+        with torch.no_grad(), self._objective.fork.put_back():
+            chains = [point.chain for point in halt.points]
+            found = [self._stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
+        if self.stride.suits(found, self._posterior.nbeta * excess):
+            return 0
+        return max(self.stride.burn_in // 2, LEAST_BURN_IN)
+
+    def _stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
+        looks = self._looks[chain] = self._looks.get(chain, 0) + 1
+        minibatches = generator(torch.device("cpu"), *self._key, chain, looks, _SCOUT_STREAM)
+        known = self._known if math.isfinite(self._known) else self._posterior.localization
+        return stiffness_at(self._objective, self._posterior, position, minibatches, self._places, known)
