@@ -79,7 +79,7 @@ def check_before_batches(
     """
     if sampler.nbeta is None:
         default_nbeta(wanted)
-    check_batch_size(sampler.batch_size, wanted)
+    check_batch_size(None if sampler.batch_size == "auto" else sampler.batch_size, wanted)
     resolve_loss(loss_fn, module)
     Panel(observables)
     for key, observable in observables.items():

@@ -180,7 +180,7 @@ class Prospect:
         batch_size = self._divisor(fewer) if not timed.per_sample else fewer
         if batch_size >= 1:
             found.append(f"`batch_size={batch_size}`")
-        if config.batch_size is None and fewer >= _FEWEST_SAMPLES:
+        if timed.size == self.num_samples and fewer >= _FEWEST_SAMPLES:
             found.append(f"`num_samples={fewer}`")
         return ", ".join(found) or "fewer draws and steps of burn-in together with a smaller `batch_size`"
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -148,7 +148,16 @@ def as_losses(losses: Any, size: int) -> torch.Tensor:
     )
 
 
-def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor], batch: Batch, size: int) -> bool:
+class Form(NamedTuple):
+    """What a loss function returns."""
+
+    per_sample: bool
+    """One loss a sample, else a mean."""
+    by_token: bool
+    """One a token, of which a sample has several."""
+
+
+def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor], batch: Batch, size: int) -> Form:
     """Try `loss_fn` on one batch with gradient, so that a mistake shows before any training.
 
     Args:
@@ -159,7 +168,7 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
         size: Number of samples.
 
     Returns:
-        Whether the losses come one a sample (else only as a mean).
+        The form of the losses.
 
     Raises:
         TypeError: As `losses_of`.
@@ -187,7 +196,7 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
             "none: use the `module` argument (it is a copy of the live one), and no torch.no_grad(), .detach() or "
             ".item()."
         )
-    return losses.ndim == 1
+    return Form(losses.ndim == 1, returned.ndim == 2 and returned.shape[1] > 1)
 
 
 def _has_gradient(losses: torch.Tensor, parameters: list[torch.Tensor]) -> bool:

@@ -28,6 +28,7 @@ class Manner:
 
     Attributes:
         per_sample: Whether it gives one loss a sample, else one for all.
+        by_token: Whether it gives one a token, of which a sample has several.
         summed: Whether that one is a sum over the samples: it is divided by their number.
         coupled: Whether the loss of a sample depends on which others it is asked about with.
         with_gradient: Whether it is another without gradient: then it is always taken with.
@@ -36,6 +37,7 @@ class Manner:
     """
 
     per_sample: bool = True
+    by_token: bool = False
     summed: bool = False
     coupled: bool = False
     with_gradient: bool = False

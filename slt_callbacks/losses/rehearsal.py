@@ -66,8 +66,8 @@ class Rehearsal:
         with loss.numbers.undisturbed():
             self._try_transfers(batch)
             with loss.numbers.watch():
-                per_sample = check_loss(loss.in_place(), fork.module, fork.parameters, batch, size)
-            loss.manner.per_sample = per_sample
+                per_sample, by_token = check_loss(loss.in_place(), fork.module, fork.parameters, batch, size)
+            loss.manner.per_sample, loss.manner.by_token = per_sample, by_token
             if per_sample and size > 1:
                 self._check_single(size)
             if self._is_repeated() and size > 1:

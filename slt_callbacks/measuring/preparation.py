@@ -11,7 +11,7 @@ from torch import nn
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.losses.functions import LossFn, check_loss_fn, resolve_loss
-from slt_callbacks.losses.measured import Manner, MeasuredLoss
+from slt_callbacks.losses.measured import TOGETHER, Manner, MeasuredLoss
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.losses.probes import Probe, split_from
 from slt_callbacks.losses.rehearsal import Rehearsal
@@ -75,6 +75,14 @@ class Preparation:
             for key, samples in panel.queries.items()
         }
 
+    @property
+    def batch_size(self) -> int | None:
+        """Samples in a gradient step; None for all, and where "auto" waits for the loss to be tried."""
+        asked, manner = self._config.batch_size, self._manner
+        if asked != "auto":
+            return asked
+        return None if manner is None else automatic_batch_size(len(self._reference), manner, self.together)
+
     def try_again(self) -> None:
         """Try the loss at the next objective, as at the first."""
         self._manner = None
@@ -87,7 +95,7 @@ class Preparation:
         """
         if self._manner is not None and self._manner.coupled:
             return None
-        sizes = (len(self._reference), self._config.batch_size, self.block_size)
+        sizes = (len(self._reference), self.batch_size, self.block_size)
         half = min(size for size in sizes if size) // 2
         smaller = min(half, self.together or half)
         self.block_size = smaller or self.block_size
@@ -110,7 +118,7 @@ class Preparation:
             self._rehearse(fork, loss_fn)
             self._manner = manner
             fork.reset()
-        return self._asked(Objective, fork, loss_fn, self._reference, self._config.batch_size)
+        return self._asked(Objective, fork, loss_fn, self._reference, self.batch_size)
 
     def probes(self, objective: Objective) -> dict[str, Probe]:
         """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
@@ -171,6 +179,34 @@ class Preparation:
             )
         for remark in rehearsal.remarks if self._exchange.rank == 0 else ():
             warnings.warn(remark, stacklevel=2)
+
+
+# A sample of many tokens has little noise of its own; with one label a sample the noise of a minibatch is what limits a
+# step, in proportion to the batch, and fewer but larger ones would tell as much for the same gradients.
+_OF_TOKENS, _OF_LABELS = 8, 32
+
+
+def automatic_batch_size(num_samples: int, manner: Manner, together: int | None) -> int | None:
+    """Samples in a gradient step that "auto" stands for; None for all.
+
+    Args:
+        num_samples: Of the reference set.
+        manner: How the loss answers. One that compares samples is taken in batches as it is trained.
+        together: Samples in a training batch, where that is known.
+
+    Example:
+        >>> automatic_batch_size(256, Manner(), None), automatic_batch_size(256, Manner(by_token=True), None)
+        (32, 8)
+        >>> automatic_batch_size(100, Manner(per_sample=False), None)  # a mean is known for equal shares alone
+        25
+    """
+    wanted = (together or TOGETHER) if manner.coupled else _OF_TOKENS if manner.by_token else _OF_LABELS
+    if wanted >= num_samples:
+        return None
+    if manner.per_sample:
+        return wanted
+    divisors = [size for size in range(wanted // 2, wanted + 1) if size and num_samples % size == 0]
+    return divisors[-1] if divisors else None
 
 
 def means_at_fork(objective: Objective, probes: Mapping[str, Probe]) -> dict[str, float]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from slt_callbacks.basics.plain import shown
+from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
 from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 
 ENGINES = ("auto", "sequential", "vectorized")
-MOST_BURN_IN = 150
+MOST_BURN_IN = 100
 """Steps that ``num_burnin_steps="auto"`` is at most: a chain that has to go further costs more than it tells."""
 
 
@@ -20,18 +21,19 @@ class SamplerConfig:
     """Settings of the chains. They stay fixed over a run, or the LLC curve has no meaning.
 
     Args:
-        dynamics: How a chain moves: `SGLD`, `RMSPropSGLD` or your own `Dynamics`.
+        dynamics: How a chain moves: `LeimkuhlerMatthews`, `SGLD`, `RMSPropSGLD` or your own `Dynamics`.
         nbeta: Inverse temperature times samples; None for n / ln n, n the size of the reference set.
         localization: Strength gamma of the tie to the current weights.
         num_chains: Independent chains C; their spread gives the standard error.
         num_draws: Draws a chain T.
         num_burnin_steps: Steps before the first draw. With persistent chains, those of the first measurement and the
             most that a later one may take. "auto": one and a half times 2 / (step_size localization), in which the
-            flattest direction forgets where it began, between 16 and 150; ``slt/health/num_burnin_steps`` tells how
+            flattest direction forgets where it began, between 16 and 100; ``slt/health/num_burnin_steps`` tells how
             many it were.
         num_steps_bw_draws: SGLD steps from one draw to the next.
-        batch_size: Reference samples in an SGLD step, without replacement and reshuffled (a remainder waits for the
-            next shuffle); None for all of them.
+        batch_size: Reference samples in a gradient step, without replacement and reshuffled (a remainder waits for the
+            next shuffle); None for all of them. "auto": 8 where the loss gives one a token, else 32; a loss that
+            compares samples gets as many as a training batch has.
         block_size: Most samples in one forward pass; larger batches are accumulated. None for no limit.
         engine: "sequential": one chain after the other, any module, least memory; "vectorized": all at once through
             `torch.func`, for small steps and modules that `torch.vmap` can batch (others run one by one, and a line of
@@ -54,14 +56,15 @@ class SamplerConfig:
         15
     """
 
-    dynamics: SGLD | RMSPropSGLD | Dynamics = field(default_factory=SGLD)  # LightningCLI finds no class in a protocol
+    # by name: LightningCLI finds no class in a protocol
+    dynamics: LeimkuhlerMatthews | SGLD | RMSPropSGLD | Dynamics = field(default_factory=LeimkuhlerMatthews)
     nbeta: float | None = None
     localization: float = 100.0
     num_chains: int = 4
-    num_draws: int = 50
-    num_burnin_steps: int | Literal["auto"] = 200
+    num_draws: int = 150
+    num_burnin_steps: int | Literal["auto"] = "auto"
     num_steps_bw_draws: int = 1
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = "auto"
     block_size: int | None = None
     engine: Literal["auto", "sequential", "vectorized"] = "auto"
     compile: bool = False
@@ -77,8 +80,8 @@ class SamplerConfig:
         if self.num_burnin_steps != "auto":
             _check_count("num_burnin_steps", self.num_burnin_steps, 0, ' or "auto"')
         for name in ("batch_size", "block_size"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1)
+            if getattr(self, name) is not None and (name, getattr(self, name)) != ("batch_size", "auto"):
+                _check_count(name, getattr(self, name), 1, ' or "auto"' if name == "batch_size" else "")
         for name in ("nbeta", "localization"):
             _check_weight(name, getattr(self, name))
         if self.engine not in ENGINES:

@@ -67,7 +67,7 @@ class Scout:
             found = [self._stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
         if self.stride.suits(found, self._posterior.nbeta * excess):
             return 0
-        return max(self.stride.burn_in // 2, LEAST_BURN_IN)
+        return LEAST_BURN_IN  # stiff directions, where the steps were too long, forget at once
 
     def _stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
         looks = self._looks[chain] = self._looks.get(chain, 0) + 1

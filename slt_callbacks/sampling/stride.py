@@ -23,6 +23,8 @@ SMALLEST_LLC = 0.5
 # come within 0.3 % of its variance.
 _MEMORIES = 1.5
 LEAST_BURN_IN = 16
+# Share of the longest stable step above which half of the draws are taken with half of it: they have to agree.
+_WORTH_A_HALF = 0.2
 
 
 class Stride:
@@ -84,8 +86,12 @@ class Stride:
 
     @property
     def shorter(self) -> Dynamics | None:
-        """The dynamics with half the step, where both must agree; None where another step has another bias."""
-        if not self._is_free or self._auto.is_biased:
+        """The dynamics with half the step, where both must agree.
+
+        None where another step has another bias, and where the step is so far below the longest stable one that beyond
+        quadratics, too, little can be wrong with it: half of it would tell less for the same gradients.
+        """
+        if not self._is_free or self._auto.is_biased or not self.stability > _WORTH_A_HALF:
             return None
         return self._with(float(self.dynamics.step_size) / 2)
 
