@@ -58,6 +58,7 @@ def settings(eps: float | str = 1e-3, **changes: Any) -> SamplerConfig:
         "num_chains": 2,
         "num_draws": 3,
         "num_burnin_steps": 0,
+        "batch_size": None,
     }
     return SamplerConfig(**{"dynamics": SGLD(eps), **defaults, **changes})  # type: ignore[arg-type]
 

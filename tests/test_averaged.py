@@ -79,6 +79,7 @@ def test_kernel_and_influence_of_linear_regression_are_those_without_a_step(stif
     k_max = nbeta * np.linalg.eigvalsh(x.T @ x / len(x)).max() + gamma
     settings = SamplerConfig(
         LeimkuhlerMatthews(stiffness / k_max),
+        batch_size=None,
         nbeta=nbeta * copies,  # the loss is the mean over all copies
         localization=gamma,
         num_draws=400,

@@ -14,7 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slt_callbacks import LLC, SGLD, Influence, LossKernel, Measurement, RMSPropSGLD, SamplerConfig, estimate
+from slt_callbacks import (
+    LLC,
+    SGLD,
+    Influence,
+    LeimkuhlerMatthews,
+    LossKernel,
+    Measurement,
+    RMSPropSGLD,
+    SamplerConfig,
+    estimate,
+)
 
 WIDTH = 4
 
@@ -94,7 +104,7 @@ class Problem:
 
     def wrong(self) -> list[str]:
         """The arguments that cannot work."""
-        config, size = self.sampler, self.sampler.batch_size
+        config, size = self.sampler, None if self.sampler.batch_size == "auto" else self.sampler.batch_size
         nothing_to_derive_it_from = config.nbeta == config.localization == 0
         found = {
             "reference": self.bad is not None,
@@ -109,14 +119,14 @@ class Problem:
 STEP_SIZES = st.one_of(st.just("auto"), st.floats(-9, 8).map(lambda power: 10.0**power))
 SAMPLERS = st.builds(
     SamplerConfig,
-    dynamics=st.one_of(st.builds(SGLD, STEP_SIZES), st.builds(RMSPropSGLD, STEP_SIZES)),
+    dynamics=st.one_of(st.builds(kind, STEP_SIZES) for kind in (SGLD, RMSPropSGLD, LeimkuhlerMatthews)),
     nbeta=st.one_of(st.none(), st.just(0.0), st.floats(1e-3, 1e6)),
     localization=st.one_of(st.just(0.0), st.floats(1e-3, 1e4)),
     num_chains=st.integers(1, 3),
     num_draws=st.integers(1, 6),
-    num_burnin_steps=st.integers(0, 4),
+    num_burnin_steps=st.one_of(st.integers(0, 4), st.just("auto")),
     num_steps_bw_draws=st.integers(1, 2),
-    batch_size=st.one_of(st.none(), st.integers(1, 8)),
+    batch_size=st.one_of(st.none(), st.just("auto"), st.integers(1, 8)),
     block_size=st.one_of(st.none(), st.integers(1, 8)),
     engine=st.sampled_from(["auto", "sequential", "vectorized"]),
 )

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from slt_callbacks import SamplerConfig, SLTMonitor
+from slt_callbacks import SGLD, SamplerConfig, SLTMonitor
 
-QUICK = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=4)
+QUICK = SamplerConfig(SGLD(), batch_size=None, num_chains=2, num_draws=8, num_burnin_steps=4)
 _FOLDER = tempfile.TemporaryDirectory()  # what runs without a logger leave behind
 QUIET: dict[str, Any] = {
     "default_root_dir": _FOLDER.name,

@@ -93,14 +93,15 @@ class Prospect:
         timed: A gradient pass; None where none could be taken.
 
     Example:
-        >>> timed = TimedPass(2.303, True, "[Tensor[256, 3, 8, 8], Tensor[256]]", 256, 0.012, more_passes=16.0)
-        >>> prospect = Prospect("Net.training_step", 256, 50000, Weights(11_173_962), SamplerConfig(), 1000, 360,
+        >>> timed = TimedPass(2.303, True, "[Tensor[32, 3, 8, 8], Tensor[32]]", 32, 0.012, more_passes=70.0)
+        >>> prospect = Prospect("Net.training_step", 256, 50000, Weights(11_173_962), SamplerConfig(), 1000, 660,
         ...                     timed=timed)
         >>> print(prospect.line(max_overhead=0.1, plan=Plan()))
         SLTMonitor: measuring `Net.training_step` (one loss a sample, now 2.303) on 256 of 50,000 samples in batches of
-        [Tensor[256, 3, 8, 8], Tensor[256]]; chains move all 11,173,962 parameters. A measurement takes 4 chains of
-        SGLD(step_size='auto'), each with a burn-in of 200 steps and 50 draws: 1000 gradient steps of 12 ms, about 12 s
-        the first time and 4.4 s from then on. `max_overhead=0.1` allows one in every 44 s of training.
+        [Tensor[32, 3, 8, 8], Tensor[32]]; chains move all 11,173,962 parameters. A measurement takes 4 chains of
+        LeimkuhlerMatthews(step_size='auto'), each with a burn-in of up to 100 steps and 150 draws: 1000 gradient steps
+        of 12 ms, about 13 s the first time and 8.5 s from then on. `max_overhead=0.1` allows one in every 85 s of
+        training.
     """
 
     loss: str
@@ -202,9 +203,10 @@ class Prospect:
         # the repr of an object of one's own may hold its address
         dynamics = repr(config.dynamics) if is_dataclass(config.dynamics) else type(config.dynamics).__name__
         apart = f", {config.num_steps_bw_draws} steps apart" if config.num_steps_bw_draws > 1 else ""
+        burn_in = ("up to " if config.num_burnin_steps == "auto" else "") + str(config.most_burnin_steps)
         return (
             f"{config.num_chains} chain{'s' if config.num_chains > 1 else ''} of {dynamics}, each with a burn-in of "
-            f"{config.num_burnin_steps} steps and {config.num_draws} draws{apart}"
+            f"{burn_in} steps and {config.num_draws} draws{apart}"
         )
 
     def _allowed(self, max_overhead: float | None, plan: Plan) -> str:

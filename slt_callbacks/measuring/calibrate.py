@@ -25,6 +25,10 @@ _LOCALIZATION_FACTORS = (0.1, 1.0, 10.0)
 _MOST_BIAS, _MOST_RHAT, _MOST_DRIFT = 0.025, 1.2, 3.0
 
 
+# What a grid of SGLD's settings is measured with, unless it is told otherwise: its steps are short.
+CALIBRATED: dict[str, Any] = {"num_draws": 200, "num_burnin_steps": 200, "batch_size": None}
+
+
 @dataclass(frozen=True)
 class CalibrationPoint:
     """One setting, and what a measurement with it found.
@@ -73,7 +77,7 @@ class Calibration:
         >>> config = SamplerConfig(SGLD(1e-4), nbeta=46.2, num_draws=200)
         >>> print(Calibration(points=(), recommended=config, config=config).line())
         SamplerConfig(SGLD(step_size=0.0001), nbeta=46.2, localization=100, num_chains=4, num_draws=200,
-        num_burnin_steps=200, batch_size=None)
+        num_burnin_steps='auto', batch_size='auto')
     """
 
     points: tuple[CalibrationPoint, ...]
@@ -155,7 +159,7 @@ def calibrate(
     for name, given in (("step_sizes", step_sizes), ("nbetas", nbetas), ("localizations", localizations)):
         if given is not None and not len(given):
             raise ValueError(f"Expected `{name}` to hold at least one number, or to be None, but it is empty.")
-    config = SamplerConfig(num_draws=200) if sampler is None else sampler
+    config = SamplerConfig(SGLD(), **CALIBRATED) if sampler is None else sampler
     drawn = draw_reference(reference, num_samples, seed, at_most=DEFAULT_NUM_SAMPLES)
     middle = default_nbeta(len(drawn)) if config.nbeta is None else config.nbeta
     grid = list(

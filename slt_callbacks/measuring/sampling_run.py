@@ -115,14 +115,14 @@ class SamplingRun:
         self.start(point)
         verdict = Verdict(point.nbeta, objective.fork.num_moving, objective.at_fork, len(objective), at_fork)
         failed = self._read(sampler, verdict)
-        steps = sum(self._exchange.gather(sampler.sgld_steps))
-        num_burnin_steps = max(self._exchange.gather(sampler.num_burnin_steps))
+        steps, burn_ins = (self._exchange.gather(count) for count in (sampler.sgld_steps, sampler.num_burnin_steps))
         target.agree()
         target.keep([chain for chain in sampler.chains if chain.index not in failed])
         error = None
         if len(failed) == self._config.num_chains:
+            target.stride.retreat()
             error = f"all {len(failed)} chains diverged: try a smaller `step_size`, or a larger `localization`"
-        return Sampled(curvature, num_burnin_steps, steps, error)
+        return Sampled(curvature, max(burn_ins), sum(steps), error)
 
     def _read(self, sampler: Sampler, verdict: Verdict) -> set[int]:
         """Take in every draw; returns the chains that have failed."""

@@ -218,11 +218,12 @@ class Watch:
         return [Found(keys.FAILED_CHAINS, measurement.step, event)]
 
     def _changed_step(self, measurement: Measurement) -> list[Found]:
-        """Another step size has another bias: what was before cannot be compared with what comes."""
-        before, after = self._step_size, measurement.results.get("health", {}).get("step_size", math.nan)
+        """Another step size has another bias, if it has any: what was before cannot be compared with what comes."""
+        health = measurement.results.get("health", {})
+        before, after = self._step_size, health.get("step_size", math.nan)
         if not math.isnan(after):
             self._step_size = after
-        if math.isnan(before) or math.isnan(after) or before == after:
+        if math.isnan(before) or math.isnan(after) or before == after or health.get("step_bias") == 0:
             return []
         self.mark_break()
         return [Found(keys.STEP_SIZE, measurement.step, StepSizeEvent(measurement.step, before, after))]

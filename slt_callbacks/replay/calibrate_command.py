@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from tqdm.auto import tqdm
 
 from slt_callbacks.figures.calibration import calibration_figure
-from slt_callbacks.measuring.calibrate import Calibration, CalibrationPoint, calibrate
+from slt_callbacks.measuring.calibrate import CALIBRATED, Calibration, CalibrationPoint, calibrate
 from slt_callbacks.replay.imports import imported
 from slt_callbacks.replay.options import OptionParser, add_common, command_parser, json_object
 from slt_callbacks.replay.sampler_options import add_sampler, sampler_of
@@ -42,7 +42,7 @@ def parser() -> OptionParser:
     add("--output", default="runs/calibration.png", metavar="FILE", help="the figure")
     for name in ("step_sizes", "nbetas", "localizations"):
         add(f"--{name}", type=float, nargs="+", metavar="X", help="of the grid; default: around the usual value")
-    add_sampler(made, num_draws=200)
+    add_sampler(made, **CALIBRATED)
     return made
 
 

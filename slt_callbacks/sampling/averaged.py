@@ -31,9 +31,9 @@ class LeimkuhlerMatthews(Dynamics):
     variance, as it does to SGLD's; ``slt/health/noise_bias`` estimates what this adds to the LLC.
 
     Args:
-        step_size: :math:`\epsilon`, in squared units of the weights. "auto": half the longest stable step,
-            :math:`2 / k_{max}`, by the largest curvature at w* and then at the chains' positions after their burn-in,
-            and shorter where the noise of minibatches asks for it. It may change from one measurement to the next.
+        step_size: :math:`\epsilon`, in squared units of the weights. "auto": half the longest stable step, by the
+            largest curvature at w* and then at the chains' positions after their burn-in, and shorter where the noise
+            of minibatches asks for it. It may change from one measurement to the next.
 
     Raises:
         ValueError: If `step_size` is neither "auto" nor a finite number >= 0.
@@ -83,6 +83,15 @@ class LeimkuhlerMatthews(Dynamics):
     def with_curvature(self, curvature: float) -> LeimkuhlerMatthews:
         """The same dynamics with "auto" replaced by half the longest step that is stable at `curvature` (k_max)."""
         return for_curvature(self, curvature, self.auto)
+
+    def step_bias(self, curvature: float) -> float:
+        """Relative excess of the stationary variance of a quadratic of curvature k: 0 for every stable step.
+
+        Example:
+            >>> LeimkuhlerMatthews(0.03).step_bias(100.0), LeimkuhlerMatthews(0.05).step_bias(100.0)
+            (0.0, inf)
+        """
+        return 0.0 if self.stability(curvature) < 1 else math.inf
 
     def stability(self, curvature: float) -> float:
         """Share of the longest stable step along a direction of curvature k, which at 1 ends: ``step_size * k / 4``.

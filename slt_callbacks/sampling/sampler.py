@@ -24,8 +24,11 @@ from slt_callbacks.stats.diagnostics import drift
 _DRIFTING = 3.0
 
 
-# A step that was shortened is looked at again; the third look is the last, whatever it finds, for steps are dear.
-_MOST_LOOKS = 3
+# A step that was shortened is looked at again; the fourth look is the last, whatever it finds, for steps are dear.
+_MOST_LOOKS = 4
+# Steps of half of what is stable after which stiff directions have forgotten w*: one far too long shows, and has not
+# yet carried a chain away.
+_EARLY = 4
 # Steps before the end of a burn-in whose losses tell what the LLC will be like.
 _LATELY = 32
 # Fewer draws are not taken with two steps: neither half would tell anything.
@@ -90,14 +93,13 @@ class Sampler:
     def _group_draws(self, group: list[Chain], num_burnin_steps: int) -> Iterator[Draw]:
         objective = self.engine.objective
         course = _Course(num_burnin_steps, self.config.num_draw_steps)
-        looks, lately = 0, _Lately()
+        lately = _Lately()
         if self.scout is not None:
             self.engine.dynamics = self.scout.stride.dynamics
         for halt in self.engine.advance(group, course, self.keep):
             self._count(len(halt.points))
-            if self._looks and course.burnt_in == 0 and looks < _MOST_LOOKS:
-                looks += 1
-                course.burn_in += self._look(halt, lately.mean())
+            if self.scout is not None and self._is_to_look(course):
+                self._look(self.scout, halt, course, lately.mean())
             self.num_burnin_steps = max(self.num_burnin_steps, course.burn_in)
             index, between = divmod(course.burnt_in, self.config.num_steps_bw_draws)
             if self.scout is not None and -_LATELY <= course.burnt_in < 0:
@@ -120,17 +122,30 @@ class Sampler:
                     query_losses={key: losses[place] for key, losses in probed.items()},
                 )
 
-    @property
-    def _looks(self) -> bool:
-        """Whether chains stand somewhere else than at w* when they have burnt in, and somebody can judge of it."""
-        return self.scout is not None and self.scout.stride.looks and self._burn_in >= LEAST_BURN_IN
-
-    def _look(self, halt: Halt, excess: float) -> int:
-        """How many more steps of burn-in a step needs that has just been shortened."""
+    def _is_to_look(self, course: _Course) -> bool:
+        """At the end of a burn-in, and where a step is new, as soon as stiff directions have forgotten w*."""
         assert self.scout is not None
-        more = self.scout.look(halt, excess)
-        self.engine.dynamics = self.scout.stride.dynamics
-        return more
+        stride = self.scout.stride
+        if not stride.looks or course.looks == _MOST_LOOKS:
+            return False
+        if course.burnt_in == 0:
+            return self._burn_in >= (1 if stride.is_open else LEAST_BURN_IN)
+        return stride.is_open and course.step == course.early and (stride.is_new or course.looks > 0)
+
+    def _look(self, scout: Scout, halt: Halt, course: _Course, excess: float) -> None:
+        """Hold the step, or change it and go on with the burn-in."""
+        before = course.burnt_in < 0
+        course.looks += 1
+        suits = scout.look(halt, math.nan if before else excess)
+        self.engine.dynamics = scout.stride.dynamics
+        if suits:
+            return
+        if before:
+            course.early = course.step + _EARLY
+            course.burn_in = max(course.burn_in, scout.stride.burn_in)
+        else:
+            # stiff directions, where the steps were too long, forget at once
+            course.burn_in += min(self._burn_in, LEAST_BURN_IN)
 
     @property
     def _shorter(self) -> Dynamics | None:
@@ -179,17 +194,18 @@ class _Course:
     """The steps of a group: a burn-in, which may be lengthened where it ends, and those from draw to draw."""
 
     def __init__(self, burn_in: int, draw_steps: int) -> None:
-        self.burn_in, self._draw_steps, self._step = burn_in, draw_steps, 0
+        self.burn_in, self._draw_steps, self.step = burn_in, draw_steps, 0
+        self.looks, self.early = 0, _EARLY  # so far, and when to look before the end of the burn-in
 
     @property
     def burnt_in(self) -> int:
         """Steps since the burn-in; below 0 in it."""
-        return self._step - self.burn_in
+        return self.step - self.burn_in
 
     def __iter__(self) -> Iterator[int]:
         while self.burnt_in < self._draw_steps:
-            yield self._step
-            self._step += 1
+            yield self.step
+            self.step += 1
 
 
 class _Lately:

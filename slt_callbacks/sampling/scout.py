@@ -11,7 +11,7 @@ from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.curvature import Stiffness, stiffness_at
 from slt_callbacks.sampling.engine import Halt
 from slt_callbacks.sampling.posterior import LocalPosterior
-from slt_callbacks.sampling.stride import LEAST_BURN_IN, Stride
+from slt_callbacks.sampling.stride import Stride
 
 _SCOUT_STREAM = 205  # apart from the streams of the chains, which start at 0
 # Samples whose curvature counts where chains go on minibatches: that of one minibatch is larger, and all would cost as
@@ -54,8 +54,8 @@ class Scout:
         self._places = curvature_places(objective)
         self._looks: dict[int, int] = {}  # by chain
 
-    def look(self, halt: Halt, excess: float) -> int:
-        """How many more steps of burn-in a group of chains needs, for its step has changed; the fork is as it was.
+    def look(self, halt: Halt, excess: float) -> bool:
+        """Whether the step suits a group of chains; else it has been shortened. The fork is as it was.
 
         Args:
             halt: Where the chains stand.
@@ -65,9 +65,7 @@ class Scout:
         with torch.no_grad(), self._objective.fork.put_back():
             chains = [point.chain for point in halt.points]
             found = [self._stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
-        if self.stride.suits(found, self._posterior.nbeta * excess):
-            return 0
-        return LEAST_BURN_IN  # stiff directions, where the steps were too long, forget at once
+        return self.stride.suits(found, self._posterior.nbeta * excess)
 
     def _stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
         looks = self._looks[chain] = self._looks.get(chain, 0) + 1

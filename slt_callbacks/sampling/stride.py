@@ -16,6 +16,7 @@ from slt_callbacks.sampling.step_sizes import BIASED, AutoStep
 # What the noise of minibatches may add to an LLC: an "auto" step without a bias of its own is chosen for the first, and
 # shortened above the second; below a quarter of the first it may grow again.
 _NOISE_AIM, _MOST_NOISE = 0.04, 0.05
+_AT_ONCE = 4.0
 # An LLC nearer to 0 than that of one regular direction is no scale for a share.
 SMALLEST_LLC = 0.5
 # Burn-in that "auto" stands for, in units of the time in which the flattest direction forgets, 2 / (step_size *
@@ -25,6 +26,7 @@ _MEMORIES = 1.5
 LEAST_BURN_IN = 16
 # Share of the longest stable step above which half of the draws are taken with half of it: they have to agree.
 _WORTH_A_HALF = 0.2
+_RETREAT = 1 / 8
 
 
 class Stride:
@@ -48,7 +50,7 @@ class Stride:
         >>> stride.suits([Stiffness(curvature=400.0, noise=0.0, along_noise=400.0)], llc=3.0)  # stiffer than w* is
         False
         >>> stride.dynamics.step_size, stride.burn_in, stride.stability
-        (0.005, 120, 0.5)
+        (0.005, 100, 0.5)
     """
 
     def __init__(self, config: SamplerConfig, posterior: LocalPosterior) -> None:
@@ -72,6 +74,21 @@ class Stride:
         return callable(getattr(self.dynamics, "stability", None))
 
     @property
+    def is_open(self) -> bool:
+        """Whether what is seen at the chains may change the step: it is "auto", and has no bias to keep."""
+        return self._is_free and not self._auto.is_biased
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no chain has been looked at with it yet."""
+        return self._last is None and not self._seen
+
+    def retreat(self) -> None:
+        """All chains have diverged: an "auto" step that nobody knows to be stable becomes a small one."""
+        if self.is_open:
+            self.dynamics = self._with(float(self.dynamics.step_size) * _RETREAT)
+
+    @property
     def is_biased(self) -> bool:
         """Whether another step size has another bias."""
         return self._auto.is_biased
@@ -91,7 +108,7 @@ class Stride:
         None where another step has another bias, and where the step is so far below the longest stable one that beyond
         quadratics, too, little can be wrong with it: half of it would tell less for the same gradients.
         """
-        if not self._is_free or self._auto.is_biased or not self.stability > _WORTH_A_HALF:
+        if not self.is_open or not self.stability > _WORTH_A_HALF:
             return None
         return self._with(float(self.dynamics.step_size) / 2)
 
@@ -136,10 +153,11 @@ class Stride:
         curvature = max((one.curvature for one in self._seen), default=math.nan)
         share = self._share(curvature)
         self._note(share)
-        if not self._is_free or self._auto.is_biased or not math.isfinite(curvature):
+        if not self.is_open or not math.isfinite(curvature):
             return True
         aim = self._auto.aim if self._last is None else self._auto.most
-        if share <= 1.001 * aim and not self._noise_bias(self._seen, llc) > _MOST_NOISE:
+        noisy = math.isfinite(llc) and self._noise_bias(self._seen, llc) > _MOST_NOISE
+        if share <= 1.001 * aim and not noisy:
             return True
         before = float(self.dynamics.step_size)
         self._take(curvature, self._seen, llc)
@@ -227,7 +245,9 @@ class Stride:
             rest = llc - noise if math.isfinite(noise) else llc
             allowed = _NOISE_AIM * max(abs(rest), SMALLEST_LLC)
             each = [one.step_size_for(allowed, self._posterior.localization) for one in found]
-            step_size = min(step_size, len(each) / sum(1 / one for one in each))
+            # two minibatches know their noise to a factor of two or so: the rest of the way after another look
+            quiet = max(len(each) / sum(1 / one for one in each), float(self.dynamics.step_size) / _AT_ONCE)
+            step_size = min(step_size, quiet)
         self.dynamics = self._with(step_size)
 
     def _scale(self, curvature: float) -> bool:

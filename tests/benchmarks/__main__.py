@@ -17,6 +17,7 @@ from tests.benchmarks import (
     accuracy,
     automatic,
     budget,
+    defaults,
     detection,
     growth,
     observables,
@@ -34,6 +35,7 @@ SUITES = {
     "peers": peers.rows,
     "automatic": automatic.rows,
     "budget": budget.rows,
+    "defaults": defaults.rows,
     "warm": warm.rows,  # the last two are the example's model, which runs on one thread
     "accuracy": accuracy.rows,
 }

@@ -92,6 +92,7 @@ class Unfreezes(pl.Callback):
 
 
 def test_a_run_whose_first_layer_thaws_has_one_stage_a_part_and_no_jump() -> None:
+    torch.manual_seed(0)
     module = Regression()
     for parameter in module.net[0].parameters():
         parameter.requires_grad_(False)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import slt_callbacks
-from slt_callbacks import SGLD, RMSPropSGLD, SamplerConfig
+from slt_callbacks import SGLD, LeimkuhlerMatthews, RMSPropSGLD, SamplerConfig
 from slt_callbacks.replay import calibrate_command, replay_command
 from slt_callbacks.replay.command import main
 from slt_callbacks.replay.sampler_options import sampler_of
@@ -147,12 +147,12 @@ class TestSampler:
     @pytest.mark.parametrize(
         ("line", "sampler"),
         [
-            ("--step-size 1e-4", SamplerConfig(SGLD(1e-4))),
-            ("--step-size=auto --dynamics.step_size 1e-4", SamplerConfig(SGLD("auto"))),
+            ("--step-size 1e-4", SamplerConfig(LeimkuhlerMatthews(1e-4))),
+            ("--step-size=auto --dynamics SGLD --dynamics.step_size 1e-4", SamplerConfig(SGLD("auto"))),
             ("--step_size 1e-4 --dynamics RMSPropSGLD", SamplerConfig(RMSPropSGLD(1e-4))),
             ("--dynamics=slt_callbacks.RMSPropSGLD", SamplerConfig(RMSPropSGLD())),
             ("--num_draws 3 --num-chains=2", SamplerConfig(num_draws=3, num_chains=2)),
-            ("--nbeta null --batch-size null", SamplerConfig()),
+            ("--nbeta null --batch-size null", SamplerConfig(batch_size=None)),
             (
                 "--dynamics tests.callbacks.test_command.Mirrored --dynamics.name 1 --dynamics.inner SGLD",
                 SamplerConfig(Mirrored(name="1", inner=SGLD())),
@@ -187,7 +187,7 @@ class TestSampler:
         options = calibrate_command.parser().read([*GIVEN, *said[said.index("--nbeta") :]])
         found = sampler_of(options)
         for item in fields(found):
-            expected = SGLD() if item.name == "dynamics" else getattr(EVERYTHING, item.name)
+            expected = LeimkuhlerMatthews() if item.name == "dynamics" else getattr(EVERYTHING, item.name)
             assert getattr(found, item.name) == expected
         assert sampler_of(calibrate_command.parser().read(GIVEN)).num_draws == 200
 
@@ -230,7 +230,10 @@ class TestHelp:
         ("--step-size small", "argument --step-size: expected a number or \"auto\", but got 'small'"),
         ("--dynamics.dampig 1", "unrecognized arguments: --dynamics.dampig 1"),
         ("--num-dra 1", "unrecognized arguments: --num-dra 1"),
-        ("--dynamics SGDL", "Expected --dynamics to be SGLD or RMSPropSGLD, or an import path such as package"),
+        (
+            "--dynamics SGDL",
+            "Expected --dynamics to be LeimkuhlerMatthews, SGLD or RMSPropSGLD, or an import path such as package",
+        ),
         ("--dynamics tests.training.data", "Expected --dynamics to name a class with `step_size`, `init` and `step`"),
         ("--dynamics torch.nn.Linear", "such as SGLD, but `torch.nn.Linear` is <class"),
         ("--dynamics tests.training.Slow", "Expected --dynamics to name something in `tests.training`, but it has no"),

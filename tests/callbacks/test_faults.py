@@ -24,7 +24,7 @@ import wandb
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils.data import DataLoader
 
 from slt_callbacks import (
@@ -443,7 +443,7 @@ def in_tensors(*but: Measurement) -> int:
     own = {value.untyped_storage().data_ptr() for value in found if isinstance(value, torch.Tensor)}
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     # Those that other tests have kept, from inside a vmap or as a wrong argument, may have no storage.
-    alive = [tensor for tensor in tensors if not is_batchedtensor(tensor) and tensor.layout is torch.strided]
+    alive = [tensor for tensor in tensors if not is_functorch_wrapped_tensor(tensor) and tensor.layout is torch.strided]
     sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
     return sum(size for place, size in sizes.items() if place not in own)
 

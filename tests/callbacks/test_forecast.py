@@ -12,7 +12,7 @@ from tests.training import fit, monitor
 def line(**changes: object) -> str:
     known = {"seconds": 2.0, "sgld_steps": 1000, "next_steps": 500, "seconds_per_step": 0.01, "every_n_steps": 1000.0}
     limit = changes.pop("max_overhead", 0.1)
-    return Forecast(**(known | changes)).line(SamplerConfig(num_draws=64), limit)  # type: ignore[arg-type]
+    return Forecast(**(known | changes)).line(SamplerConfig(num_draws=64, num_burnin_steps=200), limit)  # type: ignore[arg-type]
 
 
 def test_what_fits_is_told_without_advice() -> None:

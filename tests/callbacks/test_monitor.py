@@ -130,7 +130,7 @@ class TestWhen:
         monkeypatch.setattr(Budget, "learn", lambda _, seconds, steps: told.append(steps))
         with pytest.warns(UserWarning, match="not now"):
             fit(monitor(loss_fn=loss_fn, every_n_train_steps=1), max_steps=4)
-        warm = 2 * (warm_round(QUICK) + QUICK.num_draws)
+        warm = 2 * (warm_round(QUICK.num_burnin_steps) + QUICK.num_draws)
         assert told == [2 * QUICK.num_steps, 0, 2 * QUICK.num_steps, warm]
 
 
@@ -778,7 +778,7 @@ class TestResume:
             fit(second, ckpt_path=str(tmp_path / "stopped.ckpt"), max_steps=8)
         assert steps(second) == [6, 8]
         assert [one["health"]["step_size"] for one in second.history] == [first.history[0]["health"]["step_size"]] * 2
-        assert second.history[0]["cost"]["sgld_steps"] == 2 * (warm_round(QUICK) + QUICK.num_draws)
+        assert second.history[0]["cost"]["sgld_steps"] == 2 * (warm_round(QUICK.num_burnin_steps) + QUICK.num_draws)
         if change == "an observable more":
             assert math.isfinite(second.history[-1]["kernel"]["alignment"])
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slt_callbacks import Estimator, Influence, LossKernel, SamplerConfig, SLTMonitor
+from slt_callbacks import SGLD, Estimator, Influence, LossKernel, SamplerConfig, SLTMonitor
 from slt_callbacks.basics.durations import duration
 from slt_callbacks.callbacks.budget import LONG_SECONDS, Budget
 from slt_callbacks.callbacks.loaders import planned_steps
@@ -162,9 +162,11 @@ def test_a_loss_has_the_name_that_its_user_gave_it(loss_fn: Any, name: str) -> N
 
 def slow(seconds: float = 4.8, **changes: Any) -> Prospect:
     """1000 gradient steps of 4.8 seconds, but for what is changed."""
-    timed = TimedPass(1.0, bool(changes.pop("per_sample", True)), "Tensor[256]", 256, seconds, more_passes=16.0)
-    config = SamplerConfig(**changes)
-    steps = config.num_chains * config.num_steps
+    per_sample = bool(changes.pop("per_sample", True))
+    plain = {"dynamics": SGLD(), "num_draws": 50, "num_burnin_steps": 200, "batch_size": None}
+    config = SamplerConfig(**(plain | changes))
+    steps, size = config.num_chains * config.num_steps, int(config.batch_size or 256)  # type: ignore[arg-type]
+    timed = TimedPass(1.0, per_sample, f"Tensor[{size}]", size, seconds, more_passes=16.0)
     return Prospect("loss", 256, None, Weights(10), config, steps, steps // 3, timed=timed)
 
 
@@ -210,7 +212,7 @@ class TestAdvice:
             assert draws >= 16
             assert prospect.timed.seconds_for(4 * (burn_in + draws)) <= LONG_SECONDS
         fewer = int(advice["batch_size"])
-        assert prospect.first_seconds * fewer / 256 <= LONG_SECONDS
+        assert prospect.first_seconds * fewer / (batch_size or 256) <= LONG_SECONDS
         assert per_sample or 256 % fewer == 0
         assert ("num_samples" in advice) == (batch_size is None)
 

@@ -31,6 +31,7 @@ from tests.training import QUICK, Regression, data, fit, monitor, square_error
 
 ROOT = Path(slt_callbacks.__file__).parents[1]
 SETTINGS = ["--num-chains", "2", "--num-draws", "8", "--num-burnin-steps", "4", "--no-progress"]
+SETTINGS += ["--dynamics", "SGLD", "--batch-size", "null"]
 PATHS = ["--module", "tests.training.Regression", "--reference", "tests.training.data"]
 SHORT = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
 LOSS = ["--loss-fn", "tests.training.square_error"]

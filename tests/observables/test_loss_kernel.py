@@ -97,6 +97,7 @@ def test_linear_regression_gives_its_finite_length_kernel_and_influence(
     nbeta, gamma, copies = 8.0, 2.0, 40
     config = SamplerConfig(
         SGLD(eps),
+        batch_size=None,
         nbeta=nbeta * copies,  # the loss is the mean over all copies
         localization=gamma,
         num_chains=num_chains,
@@ -140,6 +141,7 @@ def test_linear_regression_gives_the_influence_on_samples_it_was_not_fitted_to()
     nbeta, gamma, eps, copies, num_chains, num_draws = 8.0, 2.0, 0.15, 40, 20, 160
     config = SamplerConfig(
         SGLD(eps),
+        batch_size=None,
         nbeta=nbeta * copies,
         localization=gamma,
         num_chains=num_chains,

@@ -15,7 +15,8 @@ from slt_callbacks.sampling.posterior import default_nbeta
 @pytest.mark.parametrize("name", ["num_chains", "num_draws", "num_steps_bw_draws", "batch_size", "block_size"])
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "4", float("nan")])
 def test_counts_have_to_be_positive_integers(name: str, wrong: Any) -> None:
-    with pytest.raises(ValueError, match=f"Expected `{name}` to be a positive integer, but got {wrong!r}"):
+    otherwise = ' or "auto"' if name == "batch_size" else ""
+    with pytest.raises(ValueError, match=f"Expected `{name}` to be a positive integer{otherwise}, but got {wrong!r}"):
         SamplerConfig(**{name: wrong})
 
 
