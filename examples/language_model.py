@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
-from slt_callbacks import SGLD, Alert, SamplerConfig, SLTMonitor, log_linear_steps, stage_figure
+from slt_callbacks import Alert, SamplerConfig, SLTMonitor, log_linear_steps, stage_figure
 
 VOCABULARY = 256  # bytes
 CONTEXT = 64
@@ -111,17 +111,14 @@ def next_byte_losses(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tens
 # ------------------------------------------------------------------------------------------------------------- the LLC
 def make_monitor(held_out: TensorDataset, args: argparse.Namespace) -> SLTMonitor:
     sampler = SamplerConfig(
-        SGLD(step_size=2e-5),  # about the largest that keeps slt/health/step_bias under 5 % to the end of training
-        nbeta=None,  # n / ln n of the n = 256 reference windows: 46
-        localization=2500.0,  # chains forget the past in 2 / (step_size * localization) = 40 steps: short ones will do
-        num_chains=4,
-        num_draws=64,  # makes the standard error a few percent of the LLC
-        num_burnin_steps=160,  # four times 40; paid once, because the chains go on from one measurement to the next
+        localization=2500.0,  # a small neighbourhood, which chains explore in a few steps: a short run has time for few
+        num_draws=32,  # makes the standard error a few percent of the LLC
+        num_burnin_steps=16,  # many times what they need to forget
         batch_size=4,  # many cheap steps tell more than a few exact ones
     )
     schedule = log_linear_steps(args.max_steps, num_log=14, every=max(args.max_steps // 20, 1))
     if args.smoke:
-        sampler = SamplerConfig(SGLD(5e-5), num_chains=2, num_draws=8, num_burnin_steps=4, batch_size=4)
+        sampler = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=4, batch_size=4)
         schedule = log_linear_steps(args.max_steps, num_log=5, every=None)
     return SLTMonitor(
         held_out,

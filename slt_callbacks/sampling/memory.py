@@ -65,6 +65,10 @@ class ChainMemory:
         """SGLD steps of every chain that is remembered."""
         return {index: place.sgld_step for index, place in self._places.items()}
 
+    def displacement(self, chain: int) -> torch.Tensor:
+        """Where a chain that is remembered has ended, ``w - w*`` ``(P,)``; not to be changed."""
+        return self._places[chain].displacement
+
     @property
     def num_bytes(self) -> int:
         """Memory that the places take."""

@@ -29,10 +29,10 @@ _MOST_LOOKS = 4
 # Steps of half of what is stable after which stiff directions have forgotten w*: one far too long shows, and has not
 # yet carried a chain away.
 _EARLY = 4
+# Steps of burn-in after which it is worth a look how biased a step is; a shorter one leaves a chain near w*.
+_WORTH_A_LOOK = 16
 # Steps before the end of a burn-in whose losses tell what the LLC will be like.
 _LATELY = 32
-# Fewer draws are not taken with two steps: neither half would tell anything.
-FEWEST_TO_HALVE = 16
 
 
 def _alone(value: Any) -> list[Any]:
@@ -129,7 +129,7 @@ class Sampler:
         if not stride.looks or course.looks == _MOST_LOOKS:
             return False
         if course.burnt_in == 0:
-            return self._burn_in >= (1 if stride.is_open else LEAST_BURN_IN)
+            return course.burn_in >= (1 if stride.is_open else _WORTH_A_LOOK)
         return stride.is_open and course.step == course.early and (stride.is_new or course.looks > 0)
 
     def _look(self, scout: Scout, halt: Halt, course: _Course, excess: float) -> None:
@@ -150,9 +150,7 @@ class Sampler:
     @property
     def _shorter(self) -> Dynamics | None:
         """What the second half of the draws is taken with, where half a step must give the same."""
-        if self.scout is None or self.config.num_draws < FEWEST_TO_HALVE:
-            return None
-        return self.scout.stride.shorter
+        return None if self.scout is None else self.scout.stride.shorter
 
     def _reference_losses(self, halt: Halt) -> list[torch.Tensor]:
         """Those of every point, where an observable asks for them."""

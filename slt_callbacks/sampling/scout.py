@@ -14,15 +14,15 @@ from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.stride import Stride
 
 _SCOUT_STREAM = 205  # apart from the streams of the chains, which start at 0
-# Samples whose curvature counts where chains go on minibatches: that of one minibatch is larger, and all would cost as
-# much as the chains do.
-_CURVATURE_SAMPLES = 128
+# Minibatches whose curvature counts where chains go on them: that of one is larger, and that of all samples would cost
+# as much as the chains do.
+_CURVATURE_BATCHES = 4
 
 
 def curvature_places(objective: Objective) -> torch.Tensor | None:
     """Samples whose curvature limits a step, spread evenly over the reference set; None for all."""
     size = len(objective)
-    wanted = max(_CURVATURE_SAMPLES, objective.batch_size or size)
+    wanted = _CURVATURE_BATCHES * (objective.batch_size or size)
     if wanted >= size:
         return None
     return torch.linspace(0, size - 1, wanted, device="cpu").round().long()
@@ -64,10 +64,11 @@ class Scout:
         positions = halt.positions()
         with torch.no_grad(), self._objective.fork.put_back():
             chains = [point.chain for point in halt.points]
-            found = [self._stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
+            found = [self.stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
         return self.stride.suits(found, self._posterior.nbeta * excess)
 
-    def _stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
+    def stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
+        """What limits the step at a position ``(P,)`` of this chain; the fork is left wherever."""
         looks = self._looks[chain] = self._looks.get(chain, 0) + 1
         minibatches = generator(torch.device("cpu"), *self._key, chain, looks, _SCOUT_STREAM)
         known = self._known if math.isfinite(self._known) else self._posterior.localization

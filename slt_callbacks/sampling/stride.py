@@ -23,9 +23,10 @@ SMALLEST_LLC = 0.5
 # localization): a direction in which the loss curves as much as the localization forgets twice as fast, and has then
 # come within 0.3 % of its variance.
 _MEMORIES = 1.5
-LEAST_BURN_IN = 16
+LEAST_BURN_IN = 8
 # Share of the longest stable step above which half of the draws are taken with half of it: they have to agree.
 _WORTH_A_HALF = 0.2
+_FEWEST_TO_HALVE = 16
 _RETREAT = 1 / 8
 
 
@@ -79,6 +80,11 @@ class Stride:
         return self._is_free and not self._auto.is_biased
 
     @property
+    def last_curvature(self) -> float:
+        """The largest at the chains' positions in the measurement before; NaN before there is one."""
+        return math.nan if self._last is None else self._last.curvature
+
+    @property
     def is_new(self) -> bool:
         """Whether no chain has been looked at with it yet."""
         return self._last is None and not self._seen
@@ -105,10 +111,12 @@ class Stride:
     def shorter(self) -> Dynamics | None:
         """The dynamics with half the step, where both must agree.
 
-        None where another step has another bias, and where the step is so far below the longest stable one that beyond
-        quadratics, too, little can be wrong with it: half of it would tell less for the same gradients.
+        None where another step has another bias, where draws are too few for two halves, and where the step is so far
+        below the longest stable one that beyond quadratics, too, little can be wrong with it: half of it would tell
+        less for the same gradients.
         """
-        if not self.is_open or not self.stability > _WORTH_A_HALF:
+        enough = self._config.num_draws >= _FEWEST_TO_HALVE
+        if not self.is_open or not enough or not self.stability > _WORTH_A_HALF:
             return None
         return self._with(float(self.dynamics.step_size) / 2)
 

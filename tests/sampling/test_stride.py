@@ -142,7 +142,7 @@ class TestBurnIn:
         ("dynamics", "expected"),
         [
             (LeimkuhlerMatthews(0.02), 30),  # 1.5 * 2 / (0.02 * 5)
-            (LeimkuhlerMatthews(0.5), 16),
+            (LeimkuhlerMatthews(0.5), 8),
             (LeimkuhlerMatthews(1e-3), 100),
             (LeimkuhlerMatthews(0.0), 100),
             (SGLD(0.01), 60),
