@@ -100,7 +100,7 @@ class Prospect:
         SLTMonitor: measuring `Net.training_step` (one loss a sample, now 2.303) on 256 of 50,000 samples in batches of
         [Tensor[32, 3, 8, 8], Tensor[32]]; chains move all 11,173,962 parameters. A measurement takes 4 chains of
         LeimkuhlerMatthews(step_size='auto'), each with a burn-in of up to 100 steps and 150 draws: 1000 gradient steps
-        of 12 ms, about 13 s the first time and 8.5 s from then on. `max_overhead=0.1` allows one in every 85 s of
+        of 12 ms, about 13 s the first time and 8.5 s from then on. `max_overhead=0.1` allows one in every 1 min 25 s of
         training.
     """
 
