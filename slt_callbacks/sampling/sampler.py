@@ -130,7 +130,7 @@ class Sampler:
             return False
         if course.burnt_in == 0:
             return course.burn_in >= (1 if stride.is_open else _WORTH_A_LOOK)
-        return stride.is_open and course.step == course.early and (stride.is_new or course.looks > 0)
+        return not stride.is_biased and course.step == course.early and (stride.is_new or course.looks > 0)
 
     def _look(self, scout: Scout, halt: Halt, course: _Course, excess: float) -> None:
         """Hold the step, or change it and go on with the burn-in."""
