@@ -10,6 +10,7 @@ from slt_callbacks.basics.plain import shown
 from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
 from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+from slt_callbacks.sampling.underdamped import SGHMC, SGNHT
 
 ENGINES = ("auto", "sequential", "vectorized")
 MOST_BURN_IN = 100
@@ -21,7 +22,8 @@ class SamplerConfig:
     """Settings of the chains. They stay fixed over a run, or the LLC curve has no meaning.
 
     Args:
-        dynamics: How a chain moves: `LeimkuhlerMatthews`, `SGLD`, `RMSPropSGLD` or your own `Dynamics`.
+        dynamics: How a chain moves: `LeimkuhlerMatthews`, `SGLD`, `RMSPropSGLD`, `SGHMC`, `SGNHT` or your own
+            `Dynamics`.
         nbeta: Inverse temperature times samples; None for n / ln n, n the size of the reference set.
         localization: Strength gamma of the tie to the current weights.
         num_chains: Independent chains C; their spread gives the standard error.
@@ -57,7 +59,9 @@ class SamplerConfig:
     """
 
     # by name: LightningCLI finds no class in a protocol
-    dynamics: LeimkuhlerMatthews | SGLD | RMSPropSGLD | Dynamics = field(default_factory=LeimkuhlerMatthews)
+    dynamics: LeimkuhlerMatthews | SGLD | RMSPropSGLD | SGHMC | SGNHT | Dynamics = field(
+        default_factory=LeimkuhlerMatthews
+    )
     nbeta: float | None = None
     localization: float = 100.0
     num_chains: int = 4
