@@ -69,7 +69,7 @@ def test_from_w_star_every_draw_of_sghmc_has_its_second_moment(engine: Any) -> N
     expected = np.sum(each, axis=0)
     # A draw is the mean of h w^2 / 2 over copies x chains: 1 / sqrt(20000) of itself per direction.
     np.testing.assert_allclose(trace, expected, rtol=0.03)
-    assert expected.max() > 1.2 * expected[-1], "it overshoots, as no chain without velocities does"
+    assert expected[2] > 2.5 * expected[1], "noise alone would add the same at every step"
 
 
 @pytest.mark.parametrize("friction", [0.1, 0.5])
@@ -97,7 +97,7 @@ def test_beyond_the_longest_stable_step_a_chain_diverges(kind: Any) -> None:
             dynamics.step(position, torch.zeros(100), noise, anchor, LocalPosterior(0.0, k), state, step)
         return float(position.square().mean())
 
-    assert spread(1.1) > 1e6 or not math.isfinite(spread(1.1))
+    assert not spread(1.2) < 1e6
     if kind is SGHMC:
         assert spread(0.9) < 10
 
@@ -105,7 +105,7 @@ def test_beyond_the_longest_stable_step_a_chain_diverges(kind: Any) -> None:
 def thermostat_at_rest(pull: float, noise: float, friction: float) -> tuple[float, float]:
     """u that does not move and w^2 k, along a direction with eps k = `pull` and eps V / 2 = `noise`.
 
-    With a friction u, E v^2 = 2 eps (friction + noise) / (u (2 - u - pull / 2)), which has to be 2 eps / (2 - friction).
+    With a friction u, E v^2 is 2 eps (friction + noise) / (u (2 - u - pull / 2)); it has to be 2 eps / (2 - friction).
     """
     room = 2 - pull / 2
     u = (room - math.sqrt(room**2 - 4 * (friction + noise) * (2 - friction))) / 2
@@ -122,11 +122,21 @@ def test_a_thermostat_gives_a_quadratic_the_right_variance(pull: float, friction
         assert sghmc_llc(eps, friction) > 1.05 * exact, "what a friction that is held gives"
 
 
-def test_a_thermostat_that_has_risen_to_one_stays_there_and_the_chain_stable() -> None:
-    # A friction of 0.9 leaves u no room: at 1 the step is that of SGLD, with 0.9 of its noise.
-    measured = measure(SGNHT(0.4 / K.max(), friction=0.9), num_draws=500, burn_in=500)
-    assert math.isfinite(llc(measured))
-    assert 0.85 < llc(measured) / COPIES / oracles.exact_llc(H, NBETA, GAMMA) < 1.0
+def test_a_thermostat_ends_at_one_where_there_is_more_noise_than_it_can_take() -> None:
+    eps, k, variance, friction = 0.01, 10.0, 1e4, 0.1
+    dynamics, posterior = SGNHT(eps, friction), LocalPosterior(1.0, k)
+    generator = torch.Generator().manual_seed(0)
+    position, anchor = torch.zeros(2000), torch.zeros(2000)
+    state, found = dynamics.init(position), []
+    for step in range(300):
+        gradient, noise = torch.randn(2, 2000, generator=generator)
+        dynamics.step(position, gradient * math.sqrt(variance), noise, anchor, posterior, state, step)
+        found.append(float(position.square().mean()))
+    assert float(state["friction"].max()) == 1.0
+    assert float(state["friction"].mean()) > 0.95
+    # The step of SGLD, with all of the noise: w <- (1 - eps k) w + noise.
+    expected = (2 * friction * eps + eps**2 * variance) / (1 - (1 - eps * k) ** 2)
+    assert np.mean(found[100:]) == pytest.approx(expected, rel=0.02)
 
 
 class Tilted:

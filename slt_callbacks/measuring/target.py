@@ -13,6 +13,7 @@ from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import generator, seed_from
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.health import ChainHealth
+from slt_callbacks.sampling.acceptance import mean_acceptance
 from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import largest_curvature
@@ -78,6 +79,8 @@ class Target:
         self._direction: torch.Tensor | None = None  # of the largest curvature at the last measurement
         self._new_direction: torch.Tensor | None = None  # at this one, which may yet be cut short
         self._num_parameters = 0
+        self._scout: Scout | None = None  # of this measurement
+        self._acceptance = math.nan
 
     @property
     def expected_steps(self) -> int:
@@ -125,7 +128,10 @@ class Target:
 
     def scout(self, objective: Objective, step: int, curvature: float) -> Scout:
         """What looks where this measurement's chains stand."""
-        return Scout(self.stride, objective, self.posterior, self._seed, step, curvature)
+        self._scout = Scout(
+            self.stride, objective, self.posterior, self._seed, step, curvature, self._config.acceptance
+        )
+        return self._scout
 
     def engine(self, objective: Objective) -> Engine:
         """What moves this measurement's chains."""
@@ -158,11 +164,16 @@ class Target:
         """Let the next measurement begin as the first."""
         self.memory.clear()
         self._direction = None
+        self._acceptance = math.nan
 
     def agree(self) -> None:
         """Share what the processes have seen of the chains, for the next measurement and for what is told."""
         everyone = [one for part in self._exchange.gather(self.stride.seen) for one in part]
         self.stride.finish(everyone, self.posterior.nbeta * self.health.excess)
+        if self._config.acceptance and self._scout is not None:
+            parts = self._exchange.gather(list(self._scout.acceptances.values()))
+            self._acceptance = mean_acceptance(one for part in parts for one in part)
+        self._scout = None  # it holds the fork
 
     def told(self, curvature: float, num_burnin_steps: int) -> dict[str, Any]:
         """Diagnostics of the chains, and the settings in force."""
@@ -173,6 +184,7 @@ class Target:
             "stability": self.stride.stability,
             "step_gap": self._step_gap(),
             "noise_bias": self.stride.noise_bias(self.posterior.nbeta * self.health.excess),
+            "acceptance": self._acceptance,
             "num_burnin_steps": num_burnin_steps,
             "num_parameters": self._num_parameters or math.nan,
             "nbeta": self.posterior.nbeta,

@@ -45,6 +45,11 @@ class SamplerConfig:
         compile: Whether `torch.compile` makes one program of the vectorized engine's forward and backward pass, once
             a run. It takes a C++ compiler or a GPU and up to a minute of the first measurement, and pays for itself
             over many of them; what cannot be compiled runs as it is, and a line of information says so.
+        acceptance: Whether ``slt/health/acceptance`` is found: the mean over chains of the probability with which a
+            Metropolis test on the whole reference set would accept one step of SGLD, with the step size in use, from
+            where a chain stands after its burn-in; 0.9 to 0.95 is sound for SGLD. It takes two gradients of the whole
+            set a chain, a burn-in of 16 steps or more, and a dynamics with a `stability`, as all that are shipped have;
+            else it is NaN.
 
     Raises:
         TypeError: If `dynamics` has no `init` and `step`.
@@ -72,6 +77,7 @@ class SamplerConfig:
     block_size: int | None = None
     engine: Literal["auto", "sequential", "vectorized"] = "auto"
     compile: bool = False
+    acceptance: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics) or isinstance(self.dynamics, type):
@@ -90,8 +96,9 @@ class SamplerConfig:
             _check_weight(name, getattr(self, name))
         if self.engine not in ENGINES:
             raise ValueError(f"Expected `engine` to be one of {ENGINES}, but got {self.engine!r}.")
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"Expected `compile` to be True or False, but got {self.compile!r}.")
+        for name in ("compile", "acceptance"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Expected `{name}` to be True or False, but got {getattr(self, name)!r}.")
         if self.compile and self.engine == "sequential":
             raise ValueError(
                 'Expected `engine` to be "vectorized" or "auto" with `compile=True`, but got "sequential".'

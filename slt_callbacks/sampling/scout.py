@@ -8,12 +8,13 @@ import torch
 
 from slt_callbacks.basics.rng import generator
 from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.acceptance import acceptance_at
 from slt_callbacks.sampling.curvature import Stiffness, stiffness_at
 from slt_callbacks.sampling.engine import Halt
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.stride import LEAST_BURN_IN, Stride
 
-_SCOUT_STREAM = 205  # apart from the streams of the chains, which start at 0
+_SCOUT_STREAM, _ACCEPTANCE_STREAM = 205, 206  # apart from the streams of the chains, which start at 0
 # Samples whose curvature counts where chains go on minibatches: that of one minibatch is larger, and all would cost as
 # much as the chains do.
 _CURVATURE_SAMPLES = 128
@@ -38,15 +39,26 @@ class Scout:
         seed: Of the run.
         step: Training step of the fork.
         known: k_max at w*.
+        acceptance: Whether to find `acceptances`.
 
     Attributes:
         stride: As given.
+        acceptances: By chain, the probability with which a Metropolis test would accept a step where it was last seen.
     """
 
     def __init__(
-        self, stride: Stride, objective: Objective, posterior: LocalPosterior, seed: int, step: int, known: float
+        self,
+        stride: Stride,
+        objective: Objective,
+        posterior: LocalPosterior,
+        seed: int,
+        step: int,
+        known: float,
+        acceptance: bool = False,
     ) -> None:
         self.stride = stride
+        self.acceptances: dict[int, float] = {}
+        self._wants_acceptance = acceptance
         self._objective = objective
         self._posterior = posterior
         self._key = (seed, step)
@@ -65,12 +77,19 @@ class Scout:
         with torch.no_grad(), self._objective.fork.put_back():
             chains = [point.chain for point in halt.points]
             found = [self._stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
-        if self.stride.suits(found, self._posterior.nbeta * excess):
-            return 0
-        return LEAST_BURN_IN  # stiff directions, where the steps were too long, forget at once
+            suits = self.stride.suits(found, self._posterior.nbeta * excess)
+            if self._wants_acceptance:  # of the step that is taken from here on
+                for chain, position in zip(chains, positions, strict=True):
+                    self.acceptances[chain] = self._acceptance(chain, position)
+        return 0 if suits else LEAST_BURN_IN  # stiff directions, where the steps were too long, forget at once
 
     def _stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
         looks = self._looks[chain] = self._looks.get(chain, 0) + 1
         minibatches = generator(torch.device("cpu"), *self._key, chain, looks, _SCOUT_STREAM)
         known = self._known if math.isfinite(self._known) else self._posterior.localization
         return stiffness_at(self._objective, self._posterior, position, minibatches, self._places, known)
+
+    def _acceptance(self, chain: int, position: torch.Tensor) -> float:
+        numbers = generator(position.device, *self._key, chain, self._looks[chain], _ACCEPTANCE_STREAM)
+        noise = torch.empty_like(position).normal_(generator=numbers)
+        return acceptance_at(self._objective, self._posterior, position, float(self.stride.step_size), noise)
