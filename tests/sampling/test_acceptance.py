@@ -48,9 +48,9 @@ def test_it_is_that_of_the_definition() -> None:
     anchor = torch.randn(5, generator=generator, dtype=torch.float64)
     objective = objective_for(Weights(anchor), quartic)
     found, expected = [], []
-    for eps in (1e-3, 1e-2, 3e-2):
+    for eps in (1e-2, 6e-2, 0.15):
         for _ in range(8):
-            w, xi = torch.randn(2, 5, generator=generator, dtype=torch.float64) * torch.tensor([[0.5], [1.0]])
+            w, xi = torch.randn(2, 5, generator=generator, dtype=torch.float64) * torch.tensor([[0.3], [1.0]])
             expected.append(by_definition(w.numpy().copy(), xi.numpy().copy(), anchor.numpy(), eps))
             found.append(acceptance_at(objective, POSTERIOR, w, eps, xi.clone()))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -68,11 +68,11 @@ def test_weights_that_do_not_move_have_no_part_in_it() -> None:
     anchor = torch.tensor([0.3, -0.2, 0.5, 0.1], dtype=torch.float64)
     fork = Fork(Weights(anchor), selection=Selection(slices={"w": slice(1, 3)}))
     objective = Objective(fork, quartic, draw_reference(TWO_SAMPLES))
-    w = anchor + torch.tensor([0.0, 0.4, -0.6, 0.0])
-    xi = torch.tensor([5.0, 0.7, -1.2, -3.0], dtype=torch.float64)
+    w = anchor + torch.tensor([0.0, 0.2, -0.3, 0.0])
+    xi = torch.tensor([5.0, 1.7, 2.2, -3.0], dtype=torch.float64)
     part = slice(1, 3)
-    expected = by_definition(w[part].numpy(), xi[part].numpy(), anchor[part].numpy(), 0.03)
-    assert acceptance_at(objective, POSTERIOR, w, 0.03, xi.clone()) == pytest.approx(expected, rel=1e-9)
+    expected = by_definition(w[part].numpy(), xi[part].numpy(), anchor[part].numpy(), 0.06)
+    assert acceptance_at(objective, POSTERIOR, w, 0.06, xi.clone()) == pytest.approx(expected, rel=1e-9)
     assert expected < 0.99
 
 
@@ -118,7 +118,7 @@ def test_on_a_quadratic_its_mean_is_that_of_a_simulation(stiffness: float) -> No
     expected, spread = simulated(k, eps)
     stderr = spread / math.sqrt(500)
     assert 4 * stderr < 0.05
-    assert abs(simulated(k, 1.5 * eps)[0] - expected) > 8 * stderr, "another step would be seen"
+    assert abs(simulated(k, 2 * eps)[0] - expected) > 8 * stderr, "another step would be seen"
     assert abs(measure(settings(eps))["health"]["acceptance"] - expected) < 4 * stderr
 
 
