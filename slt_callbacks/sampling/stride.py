@@ -216,8 +216,16 @@ class Stride:
         return noise / max(rest, SMALLEST_LLC) if math.isfinite(rest) else math.inf
 
     def _noise(self, found: Sequence[Stiffness]) -> float:
-        each = [one.excess_llc(float(self.dynamics.step_size), self._posterior.localization) for one in found]
+        each = [self._noise_of(one) for one in found]
         return sum(each) / len(each) if each else 0.0
+
+    def _noise_of(self, one: Stiffness) -> float:
+        """What the noise of minibatches adds to the LLC, by the dynamics' own formula where it has one."""
+        localization = self._posterior.localization
+        excess: Callable[[float, float], float] | None = getattr(self.dynamics, "noise_excess", None)
+        if excess is None or one.noise == 0:
+            return one.excess_llc(float(self.dynamics.step_size), localization)
+        return max(one.along_noise - localization, 0.0) / 2 * excess(one.noise, one.along_noise)
 
     def _take(self, curvature: float, found: Sequence[Stiffness], llc: float = math.nan) -> None:
         """The step that `auto` aims at, and a shorter one where the noise asks for it."""

@@ -98,6 +98,16 @@ class SGHMC(Dynamics):
         """Share of the longest stable step along a direction of curvature k: ``step_size * k / (2 (2 - friction))``."""
         return number_of(self.step_size) * curvature / (2 * (2 - self.friction))
 
+    def noise_excess(self, noise: float, curvature: float) -> float:
+        """Variance that noise of minibatches, of variance V, adds along a direction of curvature k; inf if unstable.
+
+        Example:
+            >>> dynamics = SGHMC(step_size=1e-3, friction=0.1)
+            >>> dynamics.noise_excess(noise=40.0, curvature=100.0)  # 1e-3 * 40 / (2 * 0.1), of 1 / (k (1 - bias))
+            0.0020540540540540542
+        """
+        return _noise_excess(number_of(self.step_size), self.friction, noise, curvature)
+
     def memory(self, curvature: float) -> float:
         """Steps in which a chain forgets where it began along a direction of curvature k, from above.
 
@@ -202,6 +212,10 @@ class SGNHT(Dynamics):
         """Share of the longest stable step along a direction of curvature k, for u at `friction`: as in `SGHMC`."""
         return number_of(self.step_size) * curvature / (2 * (2 - self.friction))
 
+    def noise_excess(self, noise: float, curvature: float) -> float:
+        """As in `SGHMC`: what noise of minibatches adds before u has risen, and from then on an upper bound."""
+        return _noise_excess(number_of(self.step_size), self.friction, noise, curvature)
+
     def memory(self, curvature: float) -> float:
         """Steps in which a chain forgets where it began along a direction of curvature k, for u at `friction`."""
         return _forgetting(number_of(self.step_size) * curvature, self.friction)
@@ -210,6 +224,11 @@ class SGNHT(Dynamics):
 def _check_friction(friction: object) -> None:
     if not (is_finite(friction) and 0 < friction <= 1):
         raise ValueError(f"Expected `friction` to be in (0, 1], but got {friction!r}.")
+
+
+def _noise_excess(step_size: float, friction: float, noise: float, curvature: float) -> float:
+    room = 1 - step_size * curvature / (2 * (2 - friction))
+    return step_size * noise / (2 * friction * curvature * room) if room > 0 else math.inf
 
 
 def _forgetting(pull: float, friction: float) -> float:

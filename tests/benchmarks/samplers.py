@@ -19,19 +19,31 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
-from slt_callbacks import SGHMC, SGLD, SGNHT, LeimkuhlerMatthews, RMSPropSGLD, SamplerConfig, estimate
+from slt_callbacks import (
+    SGHMC,
+    SGLD,
+    SGNHT,
+    Draw,
+    LeimkuhlerMatthews,
+    ReferencePoint,
+    RMSPropSGLD,
+    SamplerConfig,
+    estimate,
+)
+from slt_callbacks.stats.diagnostics import effective_sample_size
 from tests import oracles
 from tests.benchmarks.rows import Row
 
 _DYNAMICS: tuple[Any, ...] = (SGLD(), RMSPropSGLD(), LeimkuhlerMatthews(), SGHMC(), SGNHT())
 _SHARES = tuple(0.005 * 2**power for power in range(7))
-# Layer widths and rank: hidden layers narrower than, as wide as, and wider than what is around them; two and three of
-# weights. Their learning coefficients are all different.
-_PROBLEMS = (((3, 3, 3), 1), ((5, 3, 5), 2), ((6, 4, 5), 1), ((4, 4, 4, 4), 2), ((6, 6, 6), 4), ((5, 6, 5, 4), 3))
-# Flat directions reach 1 / sqrt(10) at most, where the stiffest are still those of w*, and nbeta / localization^2 = 100
-# says that a pair of them meets the loss long before the localization.
+# Layer widths and rank: hidden layers narrower than, as wide as, and wider than what is around them, and networks of two
+# and of three layers of weights. Their learning coefficients are all different.
+_PROBLEMS = (((3, 3, 3), 1), ((6, 4, 5), 1), ((4, 4, 4, 4), 2), ((6, 6, 6), 4), ((5, 6, 5, 4), 3))
+# Flat directions reach 1 / sqrt(10), where the stiffest are not much stiffer than at w*; and as nbeta / localization^2
+# is 100, a pair of them meets the loss before the localization. What is left is no sampler's fault: chains of SGHMC ten
+# times as long, with 0.02 of the longest stable step, are off by 2 % in the median, and by 7 % on (4, 4, 4, 4).
 _NBETA, _LOCALIZATION = 1e4, 10.0
-_COPIES, _BURN_IN, _DRAWS = 32, 400, 600
+_COPIES, _BURN_IN, _DRAWS = 32, 300, 500
 _TOLERANCE = 0.1
 
 
@@ -46,9 +58,23 @@ class Networks(nn.Module):
         self.layers = nn.ParameterList(layer.repeat(copies, 1, 1) for layer in layers)
         self.register_buffer("target", functools.reduce(lambda product, layer: layer @ product, layers))
 
-    def loss(self, batch: torch.Tensor) -> torch.Tensor:
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        """Sample i is network i: the mean over samples is the sum over networks."""
         product = functools.reduce(lambda product, layer: layer @ product, self.layers)
-        return ((product - self.target).square().sum() / 2).expand(len(batch))
+        return (product - self.target).square().sum((1, 2))[batch] / 2 * len(product)
+
+
+class Traces:
+    """What every network gives for the learning coefficient at every draw, ``(copies, T)``: each is a chain."""
+
+    def reset(self, reference: ReferencePoint) -> None:
+        self._nbeta, self._rows = reference.nbeta, []  # type: ignore[var-annotated]
+
+    def update(self, draw: Draw) -> None:
+        self._rows.append(draw.losses / len(draw.losses))  # at w* they are 0
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        return {"trace": self._nbeta * torch.stack(self._rows, dim=1).double()}
 
 
 @dataclass(frozen=True)
@@ -59,7 +85,7 @@ class Tried:
         share: Of the longest stable step.
         step_sizes: By problem.
         found: Learning coefficients, NaN where the chains diverged.
-        ess: Effective draws by gradient step, burn-in included.
+        ess: Effective draws of a chain by its gradient steps, burn-in included.
     """
 
     share: float
@@ -138,13 +164,24 @@ def _try(dynamics: Any, share: float) -> Tried:
             replace(dynamics, step_size=step_size),
             nbeta=_NBETA,
             localization=_LOCALIZATION,
-            num_chains=1,  # the copies are independent chains, and go through one program
+            num_chains=1,  # the networks are independent chains, and go through one program
             num_draws=_DRAWS,
             num_burnin_steps=_BURN_IN,
             engine="sequential",
         )
-        one = estimate(Networks(widths, rank, _COPIES), [torch.zeros(1, 1)], Networks.loss, sampler=config)
+        one = estimate(
+            Networks(widths, rank, _COPIES),
+            [torch.arange(_COPIES)],
+            Networks.losses,
+            observables={"llc": Traces()},
+            sampler=config,
+        )
         step_sizes.append(step_size)
-        found.append(one["llc"]["mean"] / _COPIES)
-        ess.append(one["health"]["ess"] / one["cost"]["sgld_steps"])
+        if one.failed:  # it has diverged
+            found.append(math.nan)
+            ess.append(math.nan)
+            continue
+        trace = one["llc"]["trace"]
+        found.append(float(trace.mean()))
+        ess.append(effective_sample_size(trace) / len(trace) / (_BURN_IN + _DRAWS))
     return Tried(share, step_sizes, found, ess)
