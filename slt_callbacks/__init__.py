@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from slt_callbacks.sampling.draws import Draw
     from slt_callbacks.sampling.dynamics import Dynamics
     from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+    from slt_callbacks.sampling.underdamped import SGHMC, SGNHT
     from slt_callbacks.sinks.base import Sink
     from slt_callbacks.sinks.dashboard import dashboard
     from slt_callbacks.sinks.files import FileSink
@@ -44,6 +45,8 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "SGLD",
     "RMSPropSGLD",
     "LeimkuhlerMatthews",
+    "SGHMC",
+    "SGNHT",
     "SamplerConfig",
     "Dynamics",
     "Draw",
@@ -83,6 +86,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
 _HOMES = {
     "sampling.langevin": ("SGLD", "RMSPropSGLD"),
     "sampling.averaged": ("LeimkuhlerMatthews",),
+    "sampling.underdamped": ("SGHMC", "SGNHT"),
     "sampling.config": ("SamplerConfig",),
     "sampling.dynamics": ("Dynamics",),
     "sampling.draws": ("Draw",),

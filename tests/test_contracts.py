@@ -13,7 +13,9 @@ from slt_callbacks.observables.health import ChainHealth
 from slt_callbacks.observables.influence import Influence
 from slt_callbacks.observables.llc import LLC
 from slt_callbacks.observables.loss_kernel import LossKernel
+from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
 from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+from slt_callbacks.sampling.underdamped import SGHMC, SGNHT
 from tests.contracts import check_dynamics, check_observable
 
 
@@ -46,7 +48,20 @@ class LargestExcess:
 
 
 @pytest.mark.parametrize(
-    "dynamics", [SGLD(1e-2), SGLD(0.0), RMSPropSGLD(1e-2), RMSPropSGLD(1e-2, 0.5, 2.0), Descent(0.1)]
+    "dynamics",
+    [
+        SGLD(1e-2),
+        SGLD(0.0),
+        RMSPropSGLD(1e-2),
+        RMSPropSGLD(1e-2, 0.5, 2.0),
+        LeimkuhlerMatthews(1e-2),
+        SGHMC(1e-2),
+        SGHMC(0.0, 1.0),
+        SGNHT(1e-2),
+        SGNHT(1e-2, 0.9),
+        Descent(0.1),
+    ],
+    ids=repr,
 )
 def test_dynamics_keep_their_contract(dynamics: Any) -> None:
     check_dynamics(dynamics)

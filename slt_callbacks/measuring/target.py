@@ -13,6 +13,7 @@ from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import generator, seed_from
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.health import ChainHealth
+from slt_callbacks.sampling.acceptance import mean_acceptance
 from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import Stiffness, largest_curvature
@@ -21,7 +22,7 @@ from slt_callbacks.sampling.engine_choice import EngineChoice
 from slt_callbacks.sampling.memory import ChainMemory
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.scout import Scout, curvature_places
-from slt_callbacks.sampling.stride import SMALLEST_LLC, Stride
+from slt_callbacks.sampling.stride import Stride
 
 _T = TypeVar("_T")
 _CURVATURE_STREAM, _TURN_STREAM = 201, 206  # apart from the streams of the chains, which start at 0
@@ -78,6 +79,8 @@ class Target:
         self._new_direction: torch.Tensor | None = None  # at this one, which may yet be cut short
         self._num_parameters = 0
         self._ahead: Stiffness | None = None  # where a chain stands that is to go on
+        self._scout: Scout | None = None  # of this measurement
+        self._acceptance = math.nan
 
     @property
     def expected_steps(self) -> int:
@@ -139,7 +142,10 @@ class Target:
 
     def scout(self, objective: Objective, step: int, curvature: float) -> Scout:
         """What looks where this measurement's chains stand."""
-        return Scout(self.stride, objective, self.posterior, self._seed, step, curvature)
+        self._scout = Scout(
+            self.stride, objective, self.posterior, self._seed, step, curvature, self._config.acceptance
+        )
+        return self._scout
 
     def engine(self, objective: Objective) -> Engine:
         """What moves this measurement's chains."""
@@ -172,11 +178,16 @@ class Target:
         """Let the next measurement begin as the first."""
         self.memory.clear()
         self._direction = None
+        self._acceptance = math.nan
 
     def agree(self) -> None:
         """Share what the processes have seen of the chains, for the next measurement and for what is told."""
         everyone = [one for part in self._exchange.gather(self.stride.seen) for one in part]
         self.stride.finish(everyone, self.posterior.nbeta * self.health.excess)
+        if self._config.acceptance and self._scout is not None:
+            parts = self._exchange.gather(list(self._scout.acceptances.values()))
+            self._acceptance = mean_acceptance(one for part in parts for one in part)
+        self._scout = None  # it holds the fork
 
     def told(self, curvature: float, num_burnin_steps: int) -> dict[str, Any]:
         """Diagnostics of the chains, and the settings in force."""
@@ -185,8 +196,9 @@ class Target:
             "step_size": math.nan if isinstance(step_size, str) else step_size,
             "step_bias": self.stride.step_bias(curvature),
             "stability": self.stride.stability,
-            "step_gap": self._step_gap(),
+            "step_gap": self.stride.gap(*(self.posterior.nbeta * half for half in self.health.halves)),
             "noise_bias": self.stride.noise_bias(self.posterior.nbeta * self.health.excess),
+            "acceptance": self._acceptance,
             "num_burnin_steps": num_burnin_steps,
             "num_parameters": self._num_parameters or math.nan,
             "nbeta": self.posterior.nbeta,
@@ -215,16 +227,6 @@ class Target:
         if self._persistent:
             self._direction = state.get("direction")
             self.memory.load_state_dict(state["chains"])
-
-    def _step_gap(self) -> float:
-        """Relative excess of the LLC of the first half of the draws, with steps twice as long as those of the second.
-
-        NaN where all draws are taken with one step.
-        """
-        if self.stride.shorter is None:
-            return math.nan
-        long, short = (self.posterior.nbeta * half for half in self.health.halves)
-        return (long - short) / max(abs(short), SMALLEST_LLC)
 
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""

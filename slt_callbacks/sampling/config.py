@@ -10,6 +10,7 @@ from slt_callbacks.basics.plain import shown
 from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
 from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
+from slt_callbacks.sampling.underdamped import SGHMC, SGNHT
 
 ENGINES = ("auto", "sequential", "vectorized")
 MOST_BURN_IN = 100
@@ -21,7 +22,8 @@ class SamplerConfig:
     """Settings of the chains. They stay fixed over a run, or the LLC curve has no meaning.
 
     Args:
-        dynamics: How a chain moves: `LeimkuhlerMatthews`, `SGLD`, `RMSPropSGLD` or your own `Dynamics`.
+        dynamics: How a chain moves: `LeimkuhlerMatthews`, `SGLD`, `RMSPropSGLD`, `SGHMC`, `SGNHT` or your own
+            `Dynamics`.
         nbeta: Inverse temperature times samples; None for n / ln n, n the size of the reference set.
         localization: Strength gamma of the tie to the current weights.
         num_chains: Independent chains C; their spread gives the standard error.
@@ -43,6 +45,10 @@ class SamplerConfig:
         compile: Whether `torch.compile` makes one program of the vectorized engine's forward and backward pass, once
             a run. It takes a C++ compiler or a GPU and up to a minute of the first measurement, and pays for itself
             over many of them; what cannot be compiled runs as it is, and a line of information says so.
+        acceptance: Whether ``slt/health/acceptance`` is found: the mean over chains of the probability with which a
+            Metropolis test on the whole reference set would accept one step of SGLD, with the step size in use, from
+            where a chain stands at its first draw; 0.9 to 0.95 is sound for SGLD. It takes two gradients of the whole
+            set a chain. Else it is NaN.
 
     Raises:
         TypeError: If `dynamics` has no `init` and `step`.
@@ -57,7 +63,9 @@ class SamplerConfig:
     """
 
     # by name: LightningCLI finds no class in a protocol
-    dynamics: LeimkuhlerMatthews | SGLD | RMSPropSGLD | Dynamics = field(default_factory=LeimkuhlerMatthews)
+    dynamics: LeimkuhlerMatthews | SGLD | RMSPropSGLD | SGHMC | SGNHT | Dynamics = field(
+        default_factory=LeimkuhlerMatthews
+    )
     nbeta: float | None = None
     localization: float = 100.0
     num_chains: int = 4
@@ -68,6 +76,7 @@ class SamplerConfig:
     block_size: int | None = None
     engine: Literal["auto", "sequential", "vectorized"] = "auto"
     compile: bool = False
+    acceptance: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics) or isinstance(self.dynamics, type):
@@ -86,8 +95,9 @@ class SamplerConfig:
             _check_weight(name, getattr(self, name))
         if self.engine not in ENGINES:
             raise ValueError(f"Expected `engine` to be one of {ENGINES}, but got {self.engine!r}.")
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"Expected `compile` to be True or False, but got {self.compile!r}.")
+        for name in ("compile", "acceptance"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Expected `{name}` to be True or False, but got {getattr(self, name)!r}.")
         if self.compile and self.engine == "sequential":
             raise ValueError(
                 'Expected `engine` to be "vectorized" or "auto" with `compile=True`, but got "sequential".'

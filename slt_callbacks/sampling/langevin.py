@@ -101,7 +101,10 @@ class RMSPropSGLD(Dynamics):
     .. math:: w \leftarrow w - \tfrac{\epsilon}{2} G \left[nbeta \nabla L_m(w) + localization (w - w^*)\right]
         + \sqrt{\epsilon G}\, \xi, \qquad G = \frac{1}{\sqrt{\hat V} + damping}
 
-    V averages the squared gradient of the loss alone (no `nbeta`, no localization) with weight `decay`, bias-corrected.
+    V averages the squared gradient of the loss alone (no `nbeta`, no localization) with weight `decay`, from 0 and
+    bias-corrected. There are two other variants: V from 1 with bias correction (Hitchcock & Hoogland), whose first
+    corrected V is the squared gradient plus decay / (1 - decay), 99 by default, with a G that is about 0.1 at most; and
+    V from 0 without (devinterp), whose first V is 1 - decay of the squared gradient, with a G up to 10 times as large.
 
     Without the Gamma term the target is exact only while G does not follow the position: with the whole reference set
     in every step and a chain that mixes slower than V forgets (1 / (1 - decay) steps), the chain samples p / G and the

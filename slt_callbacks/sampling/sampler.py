@@ -100,6 +100,8 @@ class Sampler:
             self._count(len(halt.points))
             if self.scout is not None and self._is_to_look(course):
                 self._look(self.scout, halt, course, lately.mean())
+            if self.scout is not None and course.burnt_in == 0:
+                self.scout.test(halt)
             self.num_burnin_steps = max(self.num_burnin_steps, course.burn_in)
             index, between = divmod(course.burnt_in, self.config.num_steps_bw_draws)
             if self.scout is not None and -_LATELY <= course.burnt_in < 0:

@@ -8,12 +8,13 @@ import torch
 
 from slt_callbacks.basics.rng import generator
 from slt_callbacks.losses.objective import Objective
+from slt_callbacks.sampling.acceptance import acceptance_at
 from slt_callbacks.sampling.curvature import Stiffness, stiffness_at
 from slt_callbacks.sampling.engine import Halt
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.stride import Stride
 
-_SCOUT_STREAM = 205  # apart from the streams of the chains, which start at 0
+_SCOUT_STREAM, _ACCEPTANCE_STREAM = 205, 207  # apart from the streams of the chains, which start at 0
 # Minibatches whose curvature counts where chains go on them: that of one is larger, and that of all samples would cost
 # as much as the chains do.
 _CURVATURE_BATCHES = 4
@@ -38,15 +39,26 @@ class Scout:
         seed: Of the run.
         step: Training step of the fork.
         known: k_max at w*.
+        acceptance: Whether to find `acceptances`.
 
     Attributes:
         stride: As given.
+        acceptances: By chain, the probability with which a Metropolis test would accept a step where it was last seen.
     """
 
     def __init__(
-        self, stride: Stride, objective: Objective, posterior: LocalPosterior, seed: int, step: int, known: float
+        self,
+        stride: Stride,
+        objective: Objective,
+        posterior: LocalPosterior,
+        seed: int,
+        step: int,
+        known: float,
+        acceptance: bool = False,
     ) -> None:
         self.stride = stride
+        self.acceptances: dict[int, float] = {}
+        self._wants_acceptance = acceptance
         self._objective = objective
         self._posterior = posterior
         self._key = (seed, step)
@@ -67,9 +79,22 @@ class Scout:
             found = [self.stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
         return self.stride.suits(found, self._posterior.nbeta * excess)
 
+    def test(self, halt: Halt) -> None:
+        """Find `acceptances` where a group of chains stands, if they are wanted; the fork is as it was."""
+        if not self._wants_acceptance:
+            return
+        with torch.no_grad(), self._objective.fork.put_back():
+            for point, position in zip(halt.points, halt.positions(), strict=True):
+                self.acceptances[point.chain] = self._acceptance(point.chain, position)
+
     def stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:
         """What limits the step at a position ``(P,)`` of this chain; the fork is left wherever."""
         looks = self._looks[chain] = self._looks.get(chain, 0) + 1
         minibatches = generator(torch.device("cpu"), *self._key, chain, looks, _SCOUT_STREAM)
         known = self._known if math.isfinite(self._known) else self._posterior.localization
         return stiffness_at(self._objective, self._posterior, position, minibatches, self._places, known)
+
+    def _acceptance(self, chain: int, position: torch.Tensor) -> float:
+        numbers = generator(position.device, *self._key, chain, _ACCEPTANCE_STREAM)
+        noise = torch.empty_like(position).normal_(generator=numbers)
+        return acceptance_at(self._objective, self._posterior, position, float(self.stride.step_size), noise)

@@ -18,7 +18,7 @@ from slt_callbacks.sampling.step_sizes import BIASED, AutoStep
 _NOISE_AIM, _MOST_NOISE = 0.04, 0.05
 _AT_ONCE = 4.0
 # An LLC nearer to 0 than that of one regular direction is no scale for a share.
-SMALLEST_LLC = 0.5
+_SMALLEST_LLC = 0.5
 # Burn-in that "auto" stands for, in units of the time in which the flattest direction forgets, 2 / (step_size *
 # localization): a direction in which the loss curves as much as the localization forgets twice as fast, and has then
 # come within 0.3 % of its variance.
@@ -198,6 +198,17 @@ class Stride:
             return math.nan
         return self._noise_bias(self._seen, llc)
 
+    def gap(self, long: float, short: float) -> float:
+        """Relative excess of the LLC of the first half of the draws, with steps twice as long as those of the second.
+
+        NaN where all draws are taken with one step.
+
+        Args:
+            long: LLC of the first half.
+            short: That of the second.
+        """
+        return math.nan if self.shorter is None else (long - short) / max(abs(short), _SMALLEST_LLC)
+
     def step_bias(self, curvature: float) -> float:
         """Relative discretization bias at the largest curvature; NaN where it is unknown."""
         bias = getattr(self.dynamics, "step_bias", None)
@@ -239,11 +250,19 @@ class Stride:
     def _noise_bias(self, found: Sequence[Stiffness], llc: float) -> float:
         noise = self._noise(found)
         rest = abs(llc - noise) if math.isfinite(noise) else math.nan
-        return noise / max(rest, SMALLEST_LLC) if math.isfinite(rest) else math.inf
+        return noise / max(rest, _SMALLEST_LLC) if math.isfinite(rest) else math.inf
 
     def _noise(self, found: Sequence[Stiffness]) -> float:
-        each = [one.excess_llc(float(self.dynamics.step_size), self._posterior.localization) for one in found]
+        each = [self._noise_of(one) for one in found]
         return sum(each) / len(each) if each else 0.0
+
+    def _noise_of(self, one: Stiffness) -> float:
+        """What the noise of minibatches adds to the LLC, by the dynamics' own formula where it has one."""
+        localization = self._posterior.localization
+        excess: Callable[[float, float], float] | None = getattr(self.dynamics, "noise_excess", None)
+        if excess is None or one.noise == 0:
+            return one.excess_llc(float(self.dynamics.step_size), localization)
+        return max(one.along_noise - localization, 0.0) / 2 * excess(one.noise, one.along_noise)
 
     def _take(self, curvature: float, found: Sequence[Stiffness], llc: float = math.nan) -> None:
         """The step that `auto` aims at, and a shorter one where the noise asks for it."""
@@ -251,7 +270,7 @@ class Stride:
         noise = self._noise(found)
         if noise > 0 and math.isfinite(llc):
             rest = llc - noise if math.isfinite(noise) else llc
-            allowed = _NOISE_AIM * max(abs(rest), SMALLEST_LLC)
+            allowed = _NOISE_AIM * max(abs(rest), _SMALLEST_LLC)
             each = [one.step_size_for(allowed, self._posterior.localization) for one in found]
             # two minibatches know their noise to a factor of two or so: the rest of the way after another look
             quiet = max(len(each) / sum(1 / one for one in each), float(self.dynamics.step_size) / _AT_ONCE)

@@ -1,4 +1,4 @@
-"""``make bench``: every benchmark in one run, as a table, and as dated JSON beside it."""
+"""``make bench``: every benchmark in one run, as a table, and as dated JSON (and pictures) beside it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.benchmarks import (
     growth,
     observables,
     peers,
+    samplers,
     sampling,
     warm,
 )
@@ -36,9 +37,12 @@ SUITES = {
     "automatic": automatic.rows,
     "budget": budget.rows,
     "defaults": defaults.rows,
+    "samplers": samplers.rows,
     "warm": warm.rows,  # the last two are the example's model, which runs on one thread
     "accuracy": accuracy.rows,
 }
+FIGURES = {"samplers": samplers.figure}
+"""Pictures of what a suite has measured, by the name of their file."""
 
 
 def machine() -> dict[str, str | int]:
@@ -57,7 +61,9 @@ def machine() -> dict[str, str | int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}; all without a name")
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), help="folder for the JSON")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/benchmarks"), help="folder for the JSON and the pictures"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.suites) - set(SUITES):
         parser.error(f"no suite {', '.join(sorted(unknown))}: there are {', '.join(SUITES)}")
@@ -81,7 +87,10 @@ def main() -> None:
     }
     file = arguments.output / f"{now:%Y-%m-%dT%H%M%S}.json"
     file.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"Written to {file}")
+    pictures = {name: draw for name, draw in FIGURES.items() if name in (arguments.suites or SUITES)}
+    for name, draw in pictures.items():
+        draw(arguments.output / f"{name}.png")
+    print("Written to", *(file, *(arguments.output / f"{name}.png" for name in pictures)))
 
 
 def _cpu_lines() -> list[str]:

@@ -243,7 +243,11 @@ class TestStateOfARun:
 
             def made() -> Estimator:
                 return Estimator(
-                    draw_reference([data]), Stiffer(), None, SamplerConfig(num_draws=16, batch_size=8), persistent=True
+                    draw_reference([data]),
+                    Stiffer(),
+                    None,
+                    SamplerConfig(num_draws=16, batch_size=8, engine="sequential"),
+                    persistent=True,
                 )
 
             one = made()
