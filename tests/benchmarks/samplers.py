@@ -40,8 +40,8 @@ _SHARES = tuple(0.005 * 2**power for power in range(7))
 # Layer widths and rank: hidden layers narrower than, as wide as, and wider than what is around them, and two and three
 # layers of weights. Their learning coefficients are all different.
 _PROBLEMS = (((3, 3, 3), 1), ((5, 3, 5), 2), ((6, 4, 5), 1), ((4, 4, 4, 4), 2), ((6, 6, 6), 4), ((5, 6, 5, 4), 3))
-# Flat directions reach 1 / sqrt(10), where the stiffest are up to three times as stiff as at w* (SGHMC, 1000 steps); and
-# as nbeta / localization^2 is 100, a pair of them meets the loss before the localization. What is left is no sampler's
+# Flat directions reach 1 / sqrt(10), where the stiffest are up to three times as stiff as at w* (SGHMC, 1000 steps); as
+# nbeta / localization^2 is 100, a pair of them meets the loss before the localization. What is left is no sampler's
 # fault: chains of SGHMC eight times as long, with 0.02 of the longest stable step, are off by 2 % in the median, and by
 # 7 % on (4, 4, 4, 4).
 _NBETA, _LOCALIZATION = 1e4, 10.0
