@@ -13,7 +13,6 @@ from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import generator, seed_from
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.health import ChainHealth
-from slt_callbacks.sampling.acceptance import mean_acceptance
 from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import Stiffness, largest_curvature
@@ -185,8 +184,8 @@ class Target:
         everyone = [one for part in self._exchange.gather(self.stride.seen) for one in part]
         self.stride.finish(everyone, self.posterior.nbeta * self.health.excess)
         if self._config.acceptance and self._scout is not None:
-            parts = self._exchange.gather(list(self._scout.acceptances.values()))
-            self._acceptance = mean_acceptance(one for part in parts for one in part)
+            chains = [one for part in self._exchange.gather(list(self._scout.acceptances.values())) for one in part]
+            self._acceptance = float(torch.tensor(chains, dtype=torch.float64, device="cpu").nanmean())
         self._scout = None  # it holds the fork
 
     def told(self, curvature: float, num_burnin_steps: int) -> dict[str, Any]:

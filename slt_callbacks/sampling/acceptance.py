@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 
@@ -41,7 +40,7 @@ def acceptance_at(
         In [0, 1]; NaN where the loss or its gradient is not finite at w or w'.
 
     Source: Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions and their discrete
-    approximations", section 1.4.
+    approximations".
 
     Example:
         >>> from slt_callbacks.data.drawing import draw_reference
@@ -71,17 +70,6 @@ def acceptance_at(
     rise = posterior.nbeta * (losses_there - losses).mean() + of_localization
     log_ratio = torch.dot(move, both) / 2 - rise - step_size / 8 * torch.dot(further, both)
     return float(log_ratio.clamp(max=0.0).exp())
-
-
-def mean_acceptance(found: Iterable[float]) -> float:
-    """The mean over chains of those that are finite; NaN without any.
-
-    Example:
-        >>> mean_acceptance([0.5, 1.0, math.nan]), mean_acceptance([])
-        (0.75, nan)
-    """
-    finite = [one for one in found if math.isfinite(one)]
-    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _losses_and_gradient(objective: Objective, posterior: LocalPosterior) -> tuple[torch.Tensor, torch.Tensor]:

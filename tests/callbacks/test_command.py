@@ -38,6 +38,7 @@ EVERYTHING = SamplerConfig(
     block_size=8,
     engine="vectorized",
     compile=True,
+    acceptance=True,
 )
 
 

@@ -111,6 +111,20 @@ def measure(config: SamplerConfig) -> Any:
     return estimate(Weights(len(h)), TWO_SAMPLES, Quadratic(h), sampler=config)
 
 
+@pytest.mark.parametrize(("directions", "expected"), [(100, 0.98), (10_000, 0.84)])
+def test_at_the_same_bias_it_falls_with_the_number_of_directions(directions: int, expected: float) -> None:
+    mean, spread = simulated(np.ones(directions), 0.08, number=300)
+    assert SGLD(0.08).step_bias(1.0) == 0.02
+    assert abs(mean - expected) < 0.005 + 3 * spread / math.sqrt(300)
+    objective = objective_for(Weights(directions), Quadratic(torch.ones(directions)))
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(300):
+        w, xi = torch.randn(2, directions, generator=generator)
+        found.append(acceptance_at(objective, LocalPosterior(1.0, 0.0), w / math.sqrt(0.98), 0.08, xi))
+    assert abs(np.mean(found) - expected) < 0.005 + 3 * spread / math.sqrt(300) < 0.05
+
+
 @pytest.mark.parametrize("stiffness", [0.3, 0.8])
 def test_on_a_quadratic_its_mean_is_that_of_a_simulation(stiffness: float) -> None:
     k = 50.0 * np.tile(H, COPIES) + 5.0
