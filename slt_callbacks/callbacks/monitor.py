@@ -9,7 +9,7 @@ slt/llc/mean, stderr, std             the estimate, its standard error over chai
 slt/llc/variance_llc, reference_loss  nbeta^2 Var(L); the loss at the fork
 slt/health/rhat, ess, drift           do the chains agree, how many draws are they worth, do they move on
 slt/health/failed_chains              chains dropped
-slt/health/stability, noise_bias      share of the longest stable step; what minibatches add to the LLC: "auto" holds both
+slt/health/stability, noise_bias      share of the longest stable step; what minibatches add to the LLC
 slt/health/step_size, nbeta, ...      the settings in force
 slt/cost/seconds, sgld_steps          what the measurement took
 slt/cost/overhead, skipped, failed    share of training time so far; due measurements left out; failed ones
