@@ -31,7 +31,8 @@ class Budget:
         >>> budget.start()  # at 0 s
         >>> budget.allows()  # at 100 s, the first always fits
         True
-        >>> budget.spend(8.0)
+        >>> budget.add(8.0)
+        >>> budget.learn(8.0, steps=1)
         >>> round(budget.overhead, 3)  # at 101 s: 8 s of measuring, 93 s of training
         0.087
         >>> budget.allows()  # at 110 s: two of them would be 16 s of 102 s
@@ -87,25 +88,20 @@ class Budget:
             return steps * self.first_pace <= self.allowance(run_seconds)
         return self._spent == 0 or self._spent + steps * self._pace <= self.max_overhead * self.training_seconds
 
-    def spend(self, seconds: float, steps: int = 1) -> None:
-        """A measurement took so long.
+    def add(self, seconds: float) -> None:
+        """Training has waited so long, for whatever reason."""
+        self._spent += seconds
+
+    def learn(self, seconds: float, steps: int) -> None:
+        """A measurement, whose time has been added as it passed, has taken so long.
 
         Args:
             seconds: How long.
             steps: Gradient steps that it was expected to take, so that chains which drift, and go on burning in, make
                 the next one look dear as well; 0 for one that failed and says nothing of others.
         """
-        self.add(seconds)
-        self.learn(seconds, steps)
-
-    def learn(self, seconds: float, steps: int) -> None:
-        """The same of one whose time has been added already."""
         if steps:
             self._pace = seconds / steps
-
-    def add(self, seconds: float) -> None:
-        """Training has waited so long, for whatever reason."""
-        self._spent += seconds
 
     @property
     def training_seconds(self) -> float:

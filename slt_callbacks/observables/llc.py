@@ -28,7 +28,7 @@ class LLC:
     * ``stderr``: ``std / sqrt(C)``; with one chain, from the effective sample size of its trace;
     * ``std``: standard deviation over valid chains (ddof 1); NaN with one chain;
     * ``per_chain``: ``(C,)`` float64, NaN for a dropped chain;
-    * ``variance_llc``: ``nbeta ** 2 * Var(L)`` over all valid draws;
+    * ``variance_llc``: ``nbeta ** 2 * Var(L)`` over all valid draws, with the noise of minibatches on top;
     * ``reference_loss``: mean loss at w*, in the unit of the loss;
     * ``loss_trace``: mean losses of the draws, ``(C, T)`` float64, in the unit of the loss.
 

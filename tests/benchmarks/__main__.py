@@ -17,6 +17,7 @@ from tests.benchmarks import (
     accuracy,
     automatic,
     budget,
+    convergence,
     defaults,
     detection,
     growth,
@@ -38,7 +39,8 @@ SUITES = {
     "budget": budget.rows,
     "defaults": defaults.rows,
     "samplers": samplers.rows,
-    "warm": warm.rows,  # the last two are the example's model, which runs on one thread
+    "convergence": convergence.rows,
+    "warm": warm.rows,  # the last two set one thread for the whole process
     "accuracy": accuracy.rows,
 }
 FIGURES = {"samplers": samplers.figure}

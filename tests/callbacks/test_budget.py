@@ -12,13 +12,19 @@ class Clock:
         return self.now
 
 
+def spend(budget: Budget, seconds: float, steps: int = 1) -> None:
+    """A measurement takes so long."""
+    budget.add(seconds)
+    budget.learn(seconds, steps)
+
+
 def test_the_first_measurement_always_fits_and_later_ones_wait_until_training_has_paid() -> None:
     clock = Clock()
     budget = Budget(0.1, clock)
     budget.start()
     assert budget.allows()
     clock.now = 10.0
-    budget.spend(2.0)  # of these 10 seconds
+    spend(budget, 2.0)  # of these 10 seconds
     assert budget.overhead == pytest.approx(2 / 8)
     clock.now = 41.0  # 39 seconds of training: another 2 would make 4 of 39
     assert not budget.allows()
@@ -31,7 +37,7 @@ def test_without_a_limit_everything_fits_and_the_overhead_is_still_measured() ->
     budget = Budget(None, clock)
     budget.start()
     clock.now = 3.0
-    budget.spend(2.0)
+    spend(budget, 2.0)
     assert budget.allows()
     assert budget.overhead == pytest.approx(2.0)
 
@@ -46,7 +52,7 @@ def test_a_kept_budget_stays_under_its_limit_in_a_long_run() -> None:
         if budget.allows():
             clock.now += 0.3
             measured += 0.3
-            budget.spend(0.3)
+            spend(budget, 0.3)
     training = clock.now - measured
     assert 0.04 < measured / training <= 0.05
 
@@ -56,10 +62,10 @@ def test_one_that_takes_longer_than_expected_makes_the_next_look_as_dear() -> No
     budget = Budget(0.1, clock)
     budget.start()
     clock.now = 100.0
-    budget.spend(1.0, steps=100)
+    spend(budget, 1.0, steps=100)
     assert budget.allows(steps=50)
     clock.now += 3.0
-    budget.spend(3.0, steps=50)  # of chains that went on burning in: with the first it is 4 of 99
+    spend(budget, 3.0, steps=50)  # of chains that went on burning in: with the first it is 4 of 99
     assert not budget.allows(steps=100)  # 4 + 6 of 99
     assert budget.allows(steps=50)  # 4 + 3
 
@@ -71,8 +77,8 @@ def test_one_that_failed_says_nothing_of_the_next(first: bool) -> None:
     budget.start()
     clock.now = 100.0
     if not first:
-        budget.spend(1.0, steps=100)
-    budget.spend(2.0, steps=0)  # before its first step
+        spend(budget, 1.0, steps=100)
+    spend(budget, 2.0, steps=0)  # before its first step
     assert budget.allows(steps=100)
     assert budget.allows(steps=700) == first  # 3 + 7 of 97
 

@@ -25,7 +25,7 @@ from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.losses.functions import name_of_loss
 from slt_callbacks.measuring.timed_pass import TimedPass
 from slt_callbacks.sampling.engine_choice import EngineChoice
-from tests.callbacks.test_budget import Clock
+from tests.callbacks.test_budget import Clock, spend
 from tests.callbacks.test_faults import fit_and_listen
 from tests.problems import settings, squared_error
 from tests.training import QUICK, QUIET, Regression, data, fit, monitor, square_error
@@ -257,14 +257,14 @@ class TestBudgetOfTheFirst:
     def test_what_the_first_took_decides_from_then_on(self) -> None:
         budget, clock = self.made(10.0)
         clock.now = 100.0
-        budget.spend(1.0, steps=100)  # it was quick
+        spend(budget, 1.0, steps=100)  # it was quick
         assert budget.allows(100)
         assert not budget.is_long(100)
 
     def test_what_has_failed_is_paid_for_too(self) -> None:
         budget, clock = self.made(0.1)
         clock.now = 1050.0
-        budget.spend(50.0, steps=0)
+        spend(budget, 50.0, steps=0)
         assert not budget.allows(1000), "50 and 100 of 1000"
         clock.now = 1550.0
         assert budget.allows(1000)
