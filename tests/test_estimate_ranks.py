@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks import LLC, Estimator, Influence, LossKernel, Measurement, RMSPropSGLD
+from slt_callbacks import LLC, Estimator, Influence, LeimkuhlerMatthews, LossKernel, Measurement, RMSPropSGLD
 from slt_callbacks.basics.errors import RankFailedError
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.sampling.config import SamplerConfig
@@ -59,6 +59,15 @@ CONFIGS = {
     "minibatches": settings(num_chains=4, num_draws=20, num_burnin_steps=40, batch_size=4, engine="sequential"),
     "preconditioned": settings(
         dynamics=RMSPropSGLD(1e-3), num_chains=3, num_draws=20, num_burnin_steps=40, engine="sequential"
+    ),
+    "averaged noise": settings(
+        dynamics=LeimkuhlerMatthews(), num_chains=4, num_draws=20, num_burnin_steps="auto", engine="sequential"
+    ),
+    "averaged noise, minibatches": settings(
+        dynamics=LeimkuhlerMatthews(), num_chains=4, num_draws=20, localization=20.0, batch_size=4, engine="sequential"
+    ),
+    "averaged noise, one chain": settings(
+        dynamics=LeimkuhlerMatthews(), num_chains=1, num_draws=20, num_burnin_steps=5, engine="sequential"
     ),
     "fewer chains than ranks": settings(num_chains=2, num_draws=20, num_burnin_steps=40, engine="sequential"),
 }

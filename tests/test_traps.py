@@ -66,4 +66,4 @@ def test_a_recurrent_network_that_has_solved_its_task() -> None:
     found = measured(config)
     assert 0.5 < llc(found) < 2, "chains ten times as long, with steps a tenth as long, give 1.0"
     assert found["health"]["stability"] < 0.75
-    assert found["health"]["noise_bias"] < 0.06
+    assert found["health"]["noise_bias"] < 0.15

@@ -136,7 +136,7 @@ class Prospect:
         text += f"{self.weights.line()}."
         if not self.num_steps:
             return f"{text} No observable asks for chains: no gradient step is taken."
-        text += f" A measurement takes {self._chains()}: {self.num_steps * self.num_processes} gradient steps"
+        text += f" A measurement takes {self._chains()}: {self._all_steps} gradient steps"
         text += f" in {self.num_processes} processes" if self.num_processes > 1 else ""
         if shortened:
             return f"{text}, shortened for `fast_dev_run`."
@@ -188,6 +188,11 @@ class Prospect:
     def _divisor(self, most: int) -> int:
         """The largest number of samples that divides all of them, as minibatches of a scalar loss must."""
         return next((size for size in range(most, 0, -1) if self.num_samples % size == 0), 0)
+
+    @property
+    def _all_steps(self) -> int:
+        """Those of all processes, of which the first has the most chains."""
+        return self.num_steps * self.config.num_chains // -(-self.config.num_chains // self.num_processes)
 
     def _manner(self) -> str:
         if self.timed is None:

@@ -283,7 +283,8 @@ def _kept_before(trainer: pl.Trainer, step: int, leave_out: Path) -> tuple[Path,
         leave_out: A folder whose copies do not count.
     """
     found = [kept for one in _model_checkpoints(trainer) for kept in _files_of(one)]
-    copies = [(file, name) for file, name in found if file.parent == leave_out and name.startswith("before-")]
+    own = leave_out.resolve()
+    copies = [(file, name) for file, name in found if file.parent.resolve() == own and name.startswith("before-")]
     # Newest first, because reading thousands of them would take seconds
     newest = sorted(set(found).difference(copies), key=lambda kept: kept[0].stat().st_mtime_ns, reverse=True)
     for file, name in newest:

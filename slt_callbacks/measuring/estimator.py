@@ -287,7 +287,8 @@ class Estimator:
             draws = main.num_chains * self.config.num_draws if self._panel.reads_draws else 0
             forwards = len(objective) + draws * self._preparation.samples_a_draw(objective)
             at_once = partial(main.seconds_at_once, objective)
-            return time_pass(objective, self.expected_steps, main.num_chains, forwards, at_once)
+            more = main.gradients_ahead(objective) if self._panel.reads_draws else 0
+            return time_pass(objective, self.expected_steps, main.num_chains, more, forwards, at_once)
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""

@@ -100,7 +100,8 @@ class SamplingRun:
         problems = self._exchange.gather(_problem_at_fork(point.loss, curvature, at_fork))
         if any(problems):
             return self.fail(point, next(problem for problem in problems if problem))
-        target.settle(curvature)
+        pilot_steps = target.settle(objective, point.step, curvature)
+        scout = target.scout(objective, point.step, curvature)
         sampler = Sampler(
             target.engine(objective),
             self._config,
@@ -110,19 +111,23 @@ class SamplingRun:
             probes=probes,
             on_steps=on_steps,
             gather=self._exchange.gather,
-            scout=target.scout(objective, point.step, curvature),
+            scout=scout,
         )
         self.start(point)
         verdict = Verdict(point.nbeta, objective.fork.num_moving, objective.at_fork, len(objective), at_fork)
         failed = self._read(sampler, verdict)
         steps, burn_ins = (self._exchange.gather(count) for count in (sampler.sgld_steps, sampler.num_burnin_steps))
-        target.agree()
+        target.agree(scout)
         target.keep([chain for chain in sampler.chains if chain.index not in failed])
-        error = None
-        if len(failed) == self._config.num_chains:
-            target.stride.retreat()
-            error = f"all {len(failed)} chains diverged: try a smaller `step_size`, or a larger `localization`"
-        return Sampled(curvature, max(burn_ins), sum(steps), error)
+        error = self._fatal(failed)
+        return Sampled(curvature, max(burn_ins), sum(steps) + pilot_steps, error)
+
+    def _fatal(self, failed: set[int]) -> str | None:
+        """Why there is no estimate, where no chain is left; an "auto" step may be smaller the next time."""
+        if len(failed) < self._config.num_chains:
+            return None
+        self._target.stride.retreat()
+        return f"all {len(failed)} chains diverged: try a smaller `step_size`, or a larger `localization`"
 
     def _read(self, sampler: Sampler, verdict: Verdict) -> set[int]:
         """Take in every draw; returns the chains that have failed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,13 +15,17 @@ from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.health import ChainHealth
 from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
-from slt_callbacks.sampling.curvature import Stiffness, largest_curvature
-from slt_callbacks.sampling.engine import Engine
+from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.engine_choice import EngineChoice
 from slt_callbacks.sampling.memory import ChainMemory
+from slt_callbacks.sampling.pilot import Pilot, gradients_ahead
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.scout import Scout, curvature_places
 from slt_callbacks.sampling.stride import Stride
+
+if TYPE_CHECKING:
+    from slt_callbacks.sampling.curvature import Stiffness
+    from slt_callbacks.sampling.engine import Engine
 
 _T = TypeVar("_T")
 _CURVATURE_STREAM, _TURN_STREAM = 201, 206  # apart from the streams of the chains, which start at 0
@@ -78,7 +82,6 @@ class Target:
         self._new_direction: torch.Tensor | None = None  # at this one, which may yet be cut short
         self._num_parameters = 0
         self._ahead: Stiffness | None = None  # where a chain stands that is to go on
-        self._scout: Scout | None = None  # of this measurement
         self._acceptance = math.nan
 
     @property
@@ -114,15 +117,11 @@ class Target:
         Where chains go on and their step may change without a bias, that where one of them stands, another one every
         time: it says more of the step, and costs less than both.
         """
+        self._ahead = self._look_ahead(objective, step)
+        self._new_direction = self._direction
+        if self._ahead is not None:
+            return self._ahead.curvature
         fork = objective.fork
-        past = sorted(self.memory.past) if self.stride.is_open and not self.stride.is_new else []
-        chain = past[seed_from(self._seed, step, _TURN_STREAM) % len(past)] if past else None
-        if chain is not None and len(self.memory.displacement(chain)) == len(fork):
-            fork.reset(self.memory.displacement(chain))
-            scout = self.scout(objective, step, self.stride.last_curvature)
-            self._ahead = self._exchange.first(scout.stiffness(chain, fork.position.clone()))
-            return self._ahead.curvature if math.isfinite(self._ahead.noise) else math.nan
-        self._ahead = None
         rng = generator(fork.device, self._seed, step, _CURVATURE_STREAM)
         if self._direction is not None and len(self._direction) != len(fork):
             self._direction = None  # parameters were frozen or added since
@@ -132,19 +131,28 @@ class Target:
         self._new_direction = direction if self._persistent else None
         return float(self._exchange.first(curvature))
 
-    def settle(self, curvature: float) -> None:
-        """A number for an "auto" step; where one with a bias was far too long or too short, chains begin anew."""
+    def settle(self, objective: Objective, step: int, curvature: float) -> int:
+        """A number for an "auto" step; where one with a bias was far too long or too short, chains begin anew.
+
+        Returns:
+            Gradient steps that were taken to find it.
+        """
         if self.stride.begin(curvature):
             self.memory.clear()
         if self._ahead is not None:
             self.stride.suits([self._ahead], llc=math.nan)
+        elif self.stride.is_open:
+            scout = self.scout(objective, step, curvature)
+            return Pilot(scout, objective, self.posterior, self._seed, step, self._exchange.first).run()
+        return 0
 
     def scout(self, objective: Objective, step: int, curvature: float) -> Scout:
         """What looks where this measurement's chains stand."""
-        self._scout = Scout(
-            self.stride, objective, self.posterior, self._seed, step, curvature, self._config.acceptance
-        )
-        return self._scout
+        return Scout(self.stride, objective, self.posterior, self._seed, step, curvature, self._config.acceptance)
+
+    def gradients_ahead(self, objective: Objective) -> int:
+        """As `gradients_ahead` of the pilot."""
+        return gradients_ahead(objective, self.stride)
 
     def engine(self, objective: Objective) -> Engine:
         """What moves this measurement's chains."""
@@ -179,14 +187,12 @@ class Target:
         self._direction = None
         self._acceptance = math.nan
 
-    def agree(self) -> None:
+    def agree(self, scout: Scout) -> None:
         """Share what the processes have seen of the chains, for the next measurement and for what is told."""
         everyone = [one for part in self._exchange.gather(self.stride.seen) for one in part]
         self.stride.finish(everyone, self.posterior.nbeta * self.health.excess)
-        if self._config.acceptance and self._scout is not None:
-            chains = [one for part in self._exchange.gather(list(self._scout.acceptances.values())) for one in part]
-            self._acceptance = float(torch.tensor(chains, dtype=torch.float64, device="cpu").nanmean())
-        self._scout = None  # it holds the fork
+        chains = [one for part in self._exchange.gather(list(scout.acceptances.values())) for one in part]
+        self._acceptance = float(torch.tensor(chains, dtype=torch.float64, device="cpu").nanmean())
 
     def told(self, curvature: float, num_burnin_steps: int) -> dict[str, Any]:
         """Diagnostics of the chains, and the settings in force."""
@@ -226,6 +232,24 @@ class Target:
         if self._persistent:
             self._direction = state.get("direction")
             self.memory.load_state_dict(state["chains"])
+
+    def _look_ahead(self, objective: Objective, step: int) -> Stiffness | None:
+        """What limits the step where a chain stands that is to go on; the same one on every rank, which all know it.
+
+        None where no chain is, the step has a bias to keep, or the one whose turn it is does not stand anywhere.
+        """
+        past = sorted(self.memory.past) if self.stride.is_open and not self.stride.is_new else []
+        chain = self._exchange.first(past[seed_from(self._seed, step, _TURN_STREAM) % len(past)] if past else None)
+        if chain is None:
+            return None
+        found = None
+        fork = objective.fork
+        if chain in self.memory.past and len(self.memory.displacement(chain)) == len(fork):
+            fork.reset(self.memory.displacement(chain))
+            scout = self.scout(objective, step, self.stride.last_curvature)
+            found = scout.stiffness(chain, fork.position.clone())
+        found = self._exchange.first(found)
+        return found if found is not None and found.is_finite else None
 
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""

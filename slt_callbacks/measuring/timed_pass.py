@@ -10,7 +10,6 @@ import torch
 
 from slt_callbacks.data.batches import describe
 from slt_callbacks.losses.objective import Objective
-from slt_callbacks.sampling.curvature import COLD_ITERATIONS
 
 # A measurement that seems to take longer is looked at again: the first pass on a device loads kernels and tunes them,
 # and chains that go all at once may take a fraction of the time.
@@ -51,7 +50,12 @@ class TimedPass:
 
 
 def time_pass(
-    objective: Objective, num_steps: int, num_chains: int, forwards: int, at_once: Callable[[], float]
+    objective: Objective,
+    num_steps: int,
+    num_chains: int,
+    more_gradients: int,
+    forwards: int,
+    at_once: Callable[[], float],
 ) -> TimedPass:
     """Take a gradient pass at w*, and another one where a measurement would take long.
 
@@ -59,6 +63,7 @@ def time_pass(
         objective: Its fork at w*.
         num_steps: Gradient steps of the first measurement.
         num_chains: Chains that take them.
+        more_gradients: Samples whose gradients it takes beside the chains.
         forwards: Samples whose losses alone it asks for.
         at_once: Seconds for a step of all chains at once; infinite where they go one by one.
 
@@ -70,13 +75,13 @@ def time_pass(
         >>> from slt_callbacks.weights.fork import Fork
         >>> reference = draw_reference([torch.ones(6, 2)])
         >>> objective = Objective(Fork(torch.nn.Linear(2, 1)), lambda m, x: m(x).square()[:, 0], reference)
-        >>> timed = time_pass(objective, 100, 2, forwards=18, at_once=lambda: 1.0)
-        >>> timed.batches, timed.size, timed.more_passes  # 16 of the curvature, and 18 / 6 / 3
+        >>> timed = time_pass(objective, 100, 2, more_gradients=96, forwards=18, at_once=lambda: 1.0)
+        >>> timed.batches, timed.size, timed.more_passes  # 96 / 6, and 18 / 6 / 3
         ('Tensor[6, 2]', 6, 17.0)
     """
     places = next(objective.minibatches(torch.Generator().manual_seed(0)))
     size = len(objective) if places is None else len(places)
-    more_passes = 2 * COLD_ITERATIONS + _FORWARD * forwards / size
+    more_passes = (more_gradients + _FORWARD * forwards) / size
     loss, seconds = _timed(objective, places)
     if (num_steps + more_passes) * seconds > _QUICK:
         seconds = min(seconds, _timed(objective, places)[1])

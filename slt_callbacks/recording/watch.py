@@ -220,6 +220,8 @@ class Watch:
     def _changed_step(self, measurement: Measurement) -> list[Found]:
         """Another step size has another bias, if it has any: what was before cannot be compared with what comes."""
         health = measurement.results.get("health", {})
+        if measurement.error is not None:  # the step of one that has failed is that of nothing
+            return []
         before, after = self._step_size, health.get("step_size", math.nan)
         if not math.isnan(after):
             self._step_size = after

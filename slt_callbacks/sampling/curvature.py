@@ -85,7 +85,8 @@ class Stiffness:
 
     Attributes:
         curvature: k_max there; NaN where the gradient is not finite.
-        noise: Variance of nbeta times the gradient of a minibatch, summed over all directions; 0 for the whole set.
+        noise: Variance of nbeta times the gradient of a minibatch, drawn without replacement, summed over all
+            directions; 0 for the whole set.
         along_noise: Curvature k along it, as a mean weighted by this variance.
 
     Example:
@@ -116,8 +117,15 @@ class Stiffness:
         needed = self._per_step(localization) + excess_llc * self.along_noise / 4
         return excess_llc / needed if self.noise > 0 and needed > 0 else math.inf
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it says anything: where a chain has diverged it does not."""
+        return math.isfinite(self.curvature) and math.isfinite(self.noise)
+
     def _per_step(self, localization: float) -> float:
-        return max(1 - localization / self.along_noise, 0.0) * self.noise / 8
+        if self.along_noise <= localization:  # the loss does not curve upwards along it
+            return 0.0
+        return (1 - localization / self.along_noise) * self.noise / 8
 
 
 @torch.no_grad()
@@ -155,7 +163,7 @@ def stiffness_at(
         >>> at = torch.ones(1)
         >>> found = stiffness_at(objective, LocalPosterior(10.0, 5.0), at, torch.Generator().manual_seed(0), None, 35.0)
         >>> round(found.curvature, 2), round(found.noise, 2), round(found.along_noise, 2)
-        (35.0, 200.0, 35.0)
+        (35.0, 100.0, 35.0)
     """
     fork = objective.fork
     fork.reset()
@@ -166,7 +174,10 @@ def stiffness_at(
         if objective.batch_size is not None:
             objective.backward(next(batches), sign=-1.0)
     along = fork.moving(objective.take_gradients())
-    noise = 0.0 if objective.batch_size is None else posterior.nbeta**2 * float(_norm(along)) ** 2 / 2
+    noise = 0.0
+    if objective.batch_size is not None:  # two batches of one epoch differ by more than chance: they share no sample
+        share = 1 - objective.batch_size / len(objective)
+        noise = share * posterior.nbeta**2 * float(_norm(along)) ** 2 / 2
     search = _Search(objective, posterior, places, center=position)
     guess = max(known - posterior.localization, 0.0) / (posterior.nbeta or 1.0)
     search.place(along, torch.full_like(search.curvature, guess))

@@ -16,23 +16,14 @@ from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.engine import Engine, Halt
 from slt_callbacks.sampling.scout import Scout
-from slt_callbacks.sampling.stride import LEAST_BURN_IN
 from slt_callbacks.stats.diagnostics import drift
 
 # Drift beyond three standard errors says that the chains are still moving; one stationary round in twenty does by
 # chance, which costs another round and nothing else.
 _DRIFTING = 3.0
-
-
-# A step that was shortened is looked at again; the fourth look is the last, whatever it finds, for steps are dear.
-_MOST_LOOKS = 4
-# Steps of half of what is stable after which stiff directions have forgotten w*: one far too long shows, and has not
-# yet carried a chain away.
-_EARLY = 4
-# Steps of burn-in after which it is worth a look how biased a step is; a shorter one leaves a chain near w*.
-_WORTH_A_LOOK = 16
-# Steps before the end of a burn-in whose losses tell what the LLC will be like.
-_LATELY = 32
+# Steps of half of what is stable after which stiff directions have forgotten w*, and of burn-in after which it is worth
+# a look how biased a step is.
+_EARLY, _WORTH_A_LOOK = 4, 16
 
 
 def _alone(value: Any) -> list[Any]:
@@ -52,8 +43,8 @@ class Sampler:
         probes: Further samples whose losses draws carry, by key.
         on_steps: Told how many gradient steps were just taken, for a progress bar.
         gather: Values of every process that runs some of the chains: warm ones are judged together.
-        scout: Looks where chains stand before their first draw, and may change the step. None: it is held, and the
-            burn-in is that of `config`.
+        scout: Knows the stride, and looks where chains stand whose step is nobody's to change. None: the burn-in is
+            that of `config`.
 
     Attributes:
         num_burnin_steps: Burn-in steps of the chain that took the most, so far.
@@ -92,20 +83,15 @@ class Sampler:
 
     def _group_draws(self, group: list[Chain], num_burnin_steps: int) -> Iterator[Draw]:
         objective = self.engine.objective
-        course = _Course(num_burnin_steps, self.config.num_draw_steps)
-        lately = _Lately()
+        self.num_burnin_steps = max(self.num_burnin_steps, num_burnin_steps)
         if self.scout is not None:
             self.engine.dynamics = self.scout.stride.dynamics
-        for halt in self.engine.advance(group, course, self.keep):
+        num_steps = num_burnin_steps + self.config.num_draw_steps
+        for step, halt in enumerate(self.engine.advance(group, range(num_steps), self.keep)):
             self._count(len(halt.points))
-            if self.scout is not None and self._is_to_look(course):
-                self._look(self.scout, halt, course, lately.mean())
-            if self.scout is not None and course.burnt_in == 0:
-                self.scout.test(halt)
-            self.num_burnin_steps = max(self.num_burnin_steps, course.burn_in)
-            index, between = divmod(course.burnt_in, self.config.num_steps_bw_draws)
-            if self.scout is not None and -_LATELY <= course.burnt_in < 0:
-                lately.add([objective.excess(point.losses, point.samples) for point in halt.points])
+            if self.scout is not None:
+                self._tell(self.scout, halt, step, num_burnin_steps)
+            index, between = divmod(step - num_burnin_steps, self.config.num_steps_bw_draws)
             if index < 0 or between:
                 continue
             if index == self.config.num_draws // 2 and self._shorter is not None:
@@ -124,30 +110,15 @@ class Sampler:
                     query_losses={key: losses[place] for key, losses in probed.items()},
                 )
 
-    def _is_to_look(self, course: _Course) -> bool:
-        """At the end of a burn-in, and where a step is new, as soon as stiff directions have forgotten w*."""
-        assert self.scout is not None
-        stride = self.scout.stride
-        if not stride.looks or course.looks == _MOST_LOOKS:
-            return False
-        if course.burnt_in == 0:
-            return course.burn_in >= (1 if stride.is_open else _WORTH_A_LOOK)
-        return not stride.is_biased and course.step == course.early and (stride.is_new or course.looks > 0)
-
-    def _look(self, scout: Scout, halt: Halt, course: _Course, excess: float) -> None:
-        """Hold the step, or change it and go on with the burn-in."""
-        before = course.burnt_in < 0
-        course.looks += 1
-        suits = scout.look(halt, math.nan if before else excess)
-        self.engine.dynamics = scout.stride.dynamics
-        if suits:
-            return
-        if before:
-            course.early = course.step + _EARLY
-            course.burn_in = max(course.burn_in, scout.stride.burn_in)
-        else:
-            # stiff directions, where the steps were too long, forget at once
-            course.burn_in += min(self._burn_in, LEAST_BURN_IN)
+    def _tell(self, scout: Scout, halt: Halt, step: int, num_burnin_steps: int) -> None:
+        """The stride how long its steps are where chains stand, where it may only listen; and what a test would say."""
+        stride = scout.stride
+        if stride.looks and not stride.is_open:
+            early = step == min(_EARLY, num_burnin_steps) and not stride.is_biased
+            if (step == num_burnin_steps >= _WORTH_A_LOOK) or (early and step > 0):
+                stride.suits(scout.look(halt), llc=math.nan)
+        if step == num_burnin_steps:
+            scout.test(halt)
 
     @property
     def _shorter(self) -> Dynamics | None:
@@ -188,35 +159,3 @@ class Sampler:
         self.sgld_steps += num_steps
         if self.on_steps is not None:
             self.on_steps(num_steps)
-
-
-class _Course:
-    """The steps of a group: a burn-in, which may be lengthened where it ends, and those from draw to draw."""
-
-    def __init__(self, burn_in: int, draw_steps: int) -> None:
-        self.burn_in, self._draw_steps, self.step = burn_in, draw_steps, 0
-        self.looks, self.early = 0, _EARLY  # so far, and when to look before the end of the burn-in
-
-    @property
-    def burnt_in(self) -> int:
-        """Steps since the burn-in; below 0 in it."""
-        return self.step - self.burn_in
-
-    def __iter__(self) -> Iterator[int]:
-        while self.burnt_in < self._draw_steps:
-            yield self.step
-            self.step += 1
-
-
-class _Lately:
-    """The excess losses of the end of a burn-in, on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._rows: list[torch.Tensor] = []
-
-    def add(self, excess: list[torch.Tensor]) -> None:
-        self._rows.append(torch.stack(excess))
-
-    def mean(self) -> float:
-        """Of the last steps; NaN without any."""
-        return float(torch.stack(self._rows[-_LATELY:]).mean()) if self._rows else math.nan

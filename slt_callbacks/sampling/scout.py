@@ -21,12 +21,11 @@ _CURVATURE_BATCHES = 4
 
 
 def curvature_places(objective: Objective) -> torch.Tensor | None:
-    """Samples whose curvature limits a step, spread evenly over the reference set; None for all."""
-    size = len(objective)
-    wanted = _CURVATURE_BATCHES * (objective.batch_size or size)
-    if wanted >= size:
+    """Samples whose curvature limits a step, spread evenly over the reference set; None where a step takes all."""
+    if objective.batch_size is None:
         return None
-    return torch.linspace(0, size - 1, wanted, device="cpu").round().long()
+    wanted = min(_CURVATURE_BATCHES * objective.batch_size, len(objective))
+    return torch.linspace(0, len(objective) - 1, wanted, device="cpu").round().long()
 
 
 class Scout:
@@ -66,18 +65,13 @@ class Scout:
         self._places = curvature_places(objective)
         self._looks: dict[int, int] = {}  # by chain
 
-    def look(self, halt: Halt, excess: float) -> bool:
-        """Whether the step suits a group of chains; else it has been shortened. The fork is as it was.
-
-        Args:
-            halt: Where the chains stand.
-            excess: Mean excess loss of the chains of late; NaN where it is not known.
-        """
-        positions = halt.positions()
+    def look(self, halt: Halt) -> list[Stiffness]:
+        """What limits the step where each chain of a group stands; the fork is as it was."""
         with torch.no_grad(), self._objective.fork.put_back():
-            chains = [point.chain for point in halt.points]
-            found = [self.stiffness(chain, position) for chain, position in zip(chains, positions, strict=True)]
-        return self.stride.suits(found, self._posterior.nbeta * excess)
+            return [
+                self.stiffness(point.chain, position)
+                for point, position in zip(halt.points, halt.positions(), strict=True)
+            ]
 
     def test(self, halt: Halt) -> None:
         """Find `acceptances` where a group of chains stands, if they are wanted; the fork is as it was."""

@@ -39,7 +39,8 @@ class Stride:
 
     Attributes:
         dynamics: In use.
-        stability: step_size k_max / 4, the largest seen in this measurement; NaN where it is not known.
+        stability: step_size k_max / 4, the largest seen in this measurement with the step in use; NaN where it is not
+            known.
 
     Example:
         >>> from slt_callbacks import LeimkuhlerMatthews
@@ -62,6 +63,7 @@ class Stride:
         self._seen: list[Stiffness] = []
         self._last: Stiffness | None = None  # of the measurement before: the stiffest, with the mean of the noises
         self._last_llc = math.nan
+        self._ceiling = math.inf  # half of a step with which all chains have diverged
 
     @property
     def step_size(self) -> float | str:
@@ -92,6 +94,7 @@ class Stride:
     def retreat(self) -> None:
         """All chains have diverged: an "auto" step that nobody knows to be stable becomes a small one."""
         if self.is_open:
+            self._ceiling = min(self._ceiling, float(self.dynamics.step_size) / 2)
             self.dynamics = self._with(float(self.dynamics.step_size) * _RETREAT)
 
     @property
@@ -156,7 +159,7 @@ class Stride:
             found: There.
             llc: Of the chains, roughly, the noise of minibatches included; NaN where it is that of the last time.
         """
-        self._seen += [one for one in found if math.isfinite(one.curvature) and math.isfinite(one.noise)]
+        self._seen += [one for one in found if one.is_finite]
         llc = llc if math.isfinite(llc) else self._last_llc
         curvature = max((one.curvature for one in self._seen), default=math.nan)
         share = self._share(curvature)
@@ -218,7 +221,12 @@ class Stride:
         """In builtins."""
         last = self._last
         stiffness = None if last is None else [last.curvature, last.noise, last.along_noise]
-        return {"step_size": self.step_size, "stiffness": stiffness, "last_llc": self._last_llc}
+        return {
+            "step_size": self.step_size,
+            "stiffness": stiffness,
+            "last_llc": self._last_llc,
+            "ceiling": self._ceiling,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
@@ -227,6 +235,7 @@ class Stride:
         stiffness = state.get("stiffness")
         self._last = None if stiffness is None else Stiffness(*stiffness)
         self._last_llc = state.get("last_llc", math.nan)
+        self._ceiling = state.get("ceiling", math.inf)
 
     @property
     def _auto(self) -> AutoStep:
@@ -275,7 +284,7 @@ class Stride:
             # two minibatches know their noise to a factor of two or so: the rest of the way after another look
             quiet = max(len(each) / sum(1 / one for one in each), float(self.dynamics.step_size) / _AT_ONCE)
             step_size = min(step_size, quiet)
-        self.dynamics = self._with(step_size)
+        self.dynamics = self._with(min(step_size, self._ceiling))
 
     def _scale(self, curvature: float) -> bool:
         """Halve or double a step far too long or too short."""

@@ -233,7 +233,7 @@ class TestHelp:
         ("--num-dra 1", "unrecognized arguments: --num-dra 1"),
         (
             "--dynamics SGDL",
-            "Expected --dynamics to be LeimkuhlerMatthews, SGLD or RMSPropSGLD, or an import path such as package",
+            "Expected --dynamics to be LeimkuhlerMatthews, SGLD, RMSPropSGLD, SGHMC or SGNHT, or an import path",
         ),
         ("--dynamics tests.training.data", "Expected --dynamics to name a class with `step_size`, `init` and `step`"),
         ("--dynamics torch.nn.Linear", "such as SGLD, but `torch.nn.Linear` is <class"),

@@ -478,7 +478,7 @@ class Keeps(MemorySink):
 
 
 class TestNothingIsLeftBehind:
-    SHORT = SamplerConfig(num_chains=2, num_draws=4, num_burnin_steps=2)
+    SHORT = SamplerConfig(SGLD(), batch_size=None, num_chains=2, num_draws=4, num_burnin_steps=2)
 
     def watched_at(self, steps: tuple[int, ...], look: Any, module: Any = None, **settings: Any) -> dict[int, int]:
         """What `look` sees of the monitor when so many measurements are done."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from slt_callbacks import SGLD, Estimator, LeimkuhlerMatthews, RMSPropSGLD, SamplerConfig, estimate
+from slt_callbacks import LLC, SGLD, Estimator, LeimkuhlerMatthews, RMSPropSGLD, SamplerConfig, estimate
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.curvature import Stiffness, stiffness_at
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.stride import Stride
 from slt_callbacks.weights.fork import Fork
-from tests.problems import Quadratic, Weights, llc, objective_for
+from tests.problems import TWO_SAMPLES, Quadratic, Weights, llc, objective_for
 
 POSTERIOR = LocalPosterior(nbeta=10.0, localization=5.0)
 
@@ -183,6 +185,7 @@ class TestStiffness:
         residuals = x @ position - y[:, 0]
         gradients = x * residuals[:, None]
         wanted = POSTERIOR.nbeta**2 * float(gradients.var(0).sum()) / (batch_size or math.inf)
+        wanted *= 1 - (batch_size or 64) / 64
         found = [
             stiffness_at(objective, POSTERIOR, position, torch.Generator().manual_seed(seed), None, known=50.0)
             for seed in range(400 if batch_size else 1)
@@ -266,3 +269,98 @@ class Stiffer:
 
     def __call__(self, module: Any, batch: torch.Tensor) -> torch.Tensor:
         return (batch * module.w).sum(1).square().square() / 4
+
+
+class TestEdges:
+    @pytest.mark.parametrize("dynamics", [LeimkuhlerMatthews(), LeimkuhlerMatthews(1e-2), SGLD(), SGLD(1e-3)])
+    def test_a_loss_that_curves_downwards_along_its_noise(self, dynamics: Any) -> None:
+        def loss_fn(module: Any, batch: torch.Tensor) -> torch.Tensor:
+            w = module.w
+            return 2 * w[1].square() - w[0].cosh().log() + batch[:, 0] * w[0]
+
+        data = torch.randn(32, 1, generator=torch.Generator().manual_seed(0))
+        config = SamplerConfig(dynamics, nbeta=5.0, localization=0.0, num_draws=20, num_burnin_steps=20, batch_size=8)
+        found = Estimator(draw_reference([data]), loss_fn, None, config).measure(Weights(2))
+        assert found.error is None
+        assert math.isfinite(found["health"]["noise_bias"])
+
+    @pytest.mark.parametrize("num_burnin_steps", [0, 1, 2, 3, 5, 6])
+    def test_every_draw_comes_once_whatever_the_burn_in(self, num_burnin_steps: int) -> None:
+        seen: list[tuple[int, int]] = []
+
+        class Seen(LLC):
+            def update(self, draw: Any) -> None:
+                seen.append((draw.chain, draw.index))
+                super().update(draw)
+
+        data = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+        config = SamplerConfig(num_draws=20, num_burnin_steps=num_burnin_steps, batch_size=8, engine="sequential")
+        for seed in range(4):
+            seen.clear()
+            Estimator(draw_reference([data]), Stiffer(), {"llc": Seen()}, config, seed=seed).measure(Weights(3))
+            assert seen == [(chain, index) for chain in range(4) for index in range(20)]
+
+    def test_a_chain_that_stands_nowhere_any_more_costs_itself_alone(self) -> None:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:  # nothing beyond 1
+            return (8 - 8 * (1 - module.w.square()).sqrt()).sum().expand(len(batch))
+
+        lost = 0
+        for seed in range(16):
+            config = SamplerConfig(nbeta=5.0, localization=1.0, num_draws=20, num_burnin_steps=10, engine="sequential")
+            one = Estimator(draw_reference(TWO_SAMPLES), loss_fn, None, config, seed=seed, persistent=True)
+            one.measure(Weights(torch.zeros(1)), 1)
+            found = one.measure(Weights(torch.full((1,), 0.75)), 2)
+            failed = found["health"]["failed_chains"]
+            lost += failed > 0
+            assert found.error is None or failed == 4, found.error
+            assert "diverged?" not in (found.error or "")
+        assert lost > 0, "nothing was tried"
+
+    def test_a_step_that_all_have_diverged_with_is_not_taken_again(self) -> None:
+        one = stride()
+        one.begin(100.0)
+        one.finish([stiff(100.0)], llc=3.0)
+        one.retreat()
+        assert one.step_size == pytest.approx(0.02 / 8)
+        again = stride()
+        again.load_state_dict(one.state_dict())
+        for resumed in (one, again):
+            resumed.begin(100.0)
+            assert resumed.step_size == pytest.approx(0.01), "half of it"
+
+    def test_a_pilot_that_is_carried_away_begins_again_with_a_smaller_step(self) -> None:
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:  # flat at w*, and a wall
+            return (module.w.abs() > 0.5).float().mul(module.w.square().exp()).sum().mul(1e4).expand(len(batch)) + (
+                module.w.square().sum() / 2
+            )
+
+        config = SamplerConfig(nbeta=10.0, localization=1.0, num_draws=20, num_burnin_steps=20, engine="sequential")
+        found = Estimator(draw_reference(TWO_SAMPLES), loss_fn, None, config).measure(Weights(3))
+        assert found.error is None
+        assert found["health"]["failed_chains"] == 0
+        assert found["health"]["step_size"] < 2 / 11
+
+    def test_the_curvature_at_w_star_is_that_of_several_minibatches_or_of_all(self) -> None:
+        x = torch.randn(64, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        y = torch.zeros(64, 1, dtype=torch.float64)
+        k_max = 10.0 * float(torch.linalg.eigvalsh(x.T @ x / 64).max()) + 100.0
+        for batch_size in (16, 32):  # four of them are all samples
+            config = SamplerConfig(nbeta=10.0, num_draws=4, num_burnin_steps=4, batch_size=batch_size)
+            loss_fn = lambda m, b: (m(b[0]) - b[1]).square().sum(1) / 2  # noqa: E731
+            module = nn.Linear(5, 1, bias=False, dtype=torch.float64)
+            one = Estimator(draw_reference([(x, y)]), loss_fn, None, config)
+            assert one.automatic_step_size(module) == pytest.approx(2 / k_max, rel=0.02)
+
+    def test_a_fork_is_let_go_after_an_error(self) -> None:
+        forks: list[Any] = []
+
+        def loss_fn(module: Any, batch: torch.Tensor) -> torch.Tensor:
+            forks.append(weakref.ref(module))
+            if len(forks) > 60:
+                raise ValueError("no more")
+            return (batch * module.w).sum(1).square()
+
+        one = Estimator(draw_reference([torch.ones(8, 3)]), loss_fn, None, SamplerConfig(), persistent=True)
+        assert one.attempt(Weights(3), 1).error is not None
+        gc.collect()
+        assert {fork() for fork in forks} == {None}

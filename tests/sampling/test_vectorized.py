@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks import LLC, SGHMC, SGLD, SGNHT, Estimator, RMSPropSGLD, SamplerConfig, estimate
+from slt_callbacks import LLC, SGHMC, SGLD, SGNHT, Estimator, LeimkuhlerMatthews, RMSPropSGLD, SamplerConfig, estimate
 from slt_callbacks.data.drawing import draw_reference
 
 CONFIG = SamplerConfig(SGLD(1e-3), nbeta=20.0, num_chains=3, num_draws=6, num_burnin_steps=4, num_steps_bw_draws=2)
@@ -78,7 +78,13 @@ def both(config: SamplerConfig, **changes: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("dynamics", [SGLD(1e-3), RMSPropSGLD(1e-3), SGLD("auto"), SGHMC(1e-3), SGNHT(1e-3)])
+DYNAMICS = [
+    *(SGLD(1e-3), RMSPropSGLD(1e-3), SGLD("auto"), SGHMC(1e-3), SGNHT(1e-3)),
+    *(LeimkuhlerMatthews(1e-3), LeimkuhlerMatthews()),
+]
+
+
+@pytest.mark.parametrize("dynamics", DYNAMICS)
 @pytest.mark.parametrize("sizes", [{}, {"batch_size": 4}, {"block_size": 5}])
 def test_the_draws_are_those_of_the_sequential_engine(dynamics: Any, sizes: dict[str, int]) -> None:
     one_by_one, at_once = both(dataclasses.replace(CONFIG, dynamics=dynamics, **sizes))
