@@ -32,7 +32,7 @@ class Forecast:
         SLTMonitor: the first measurement took 1000 gradient steps and 2.00 s; the next takes about 400 and 0.80 s,
         as long as 80 training steps. At one every 100 steps that is 80% of the training time, and `max_overhead` allows
         10%: about 88% will be skipped. To have all of them, measure every 800 steps, or give `num_draws=18,
-        num_burnin_steps=12`.
+        num_burnin_steps=11`.
     """
 
     seconds: float

@@ -16,6 +16,8 @@ from slt_callbacks.weights.pieces import Piece
 # From a random direction, eight iterations single out an isolated top eigenvalue among a million; from the direction
 # of the last measurement, which training has turned a little, three bring it back.
 COLD_ITERATIONS, WARM_ITERATIONS = 8, 3
+# Pairs of minibatches that the noise is found from: where a few samples have most of it, one pair is mostly without.
+NOISE_PAIRS = 4
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ class Stiffness:
         curvature: k_max there; NaN where the gradient is not finite.
         noise: Variance of nbeta times the gradient of a minibatch, drawn without replacement, summed over all
             directions; 0 for the whole set.
-        along_noise: Curvature k along it, as a mean weighted by this variance.
+        along_noise: Curvature k along it: along the difference of two minibatches.
 
     Example:
         >>> stiffness = Stiffness(curvature=100.0, noise=40.0, along_noise=50.0)
@@ -139,14 +141,15 @@ def stiffness_at(
 ) -> Stiffness:
     """Curvature and noise of minibatches where a chain stands.
 
-    The difference of the gradients of two minibatches has twice the noise's variance. From there, or without noise from
-    the gradient, both of which lie in stiff directions for most losses, `WARM_ITERATIONS` find the stiffest.
+    The difference of the gradients of two minibatches has twice the noise's variance, here the mean of `NOISE_PAIRS`.
+    From the last one, or without noise from the gradient, both of which lie in stiff directions for most losses,
+    `WARM_ITERATIONS` find the stiffest.
 
     Args:
         objective: The losses; its fork is left wherever.
         posterior: `nbeta` and `localization`.
         position: The chain's weights ``(P,)``.
-        minibatches: Generator of the two minibatches, on the CPU.
+        minibatches: Generator of the minibatches, on the CPU.
         places: The samples whose curvature counts; None for all.
         known: k_max at w*, which says how far to look.
 
@@ -169,15 +172,17 @@ def stiffness_at(
     fork.reset()
     fork.position.copy_(position)
     batches = objective.minibatches(minibatches)
-    with torch.enable_grad():
-        objective.backward(next(batches))
-        if objective.batch_size is not None:
-            objective.backward(next(batches), sign=-1.0)
-    along = fork.moving(objective.take_gradients())
-    noise = 0.0
-    if objective.batch_size is not None:  # two batches of one epoch differ by more than chance: they share no sample
-        share = 1 - objective.batch_size / len(objective)
-        noise = share * posterior.nbeta**2 * float(_norm(along)) ** 2 / 2
+    noises = []
+    for _ in range(1 if objective.batch_size is None else NOISE_PAIRS):
+        with torch.enable_grad():
+            objective.backward(next(batches))
+            if objective.batch_size is not None:
+                objective.backward(next(batches), sign=-1.0)
+        along = fork.moving(objective.take_gradients())
+        noises.append(float(_norm(along)) ** 2 / 2)
+    # Two batches of one epoch differ by more than chance: they share no sample.
+    share = 0.0 if objective.batch_size is None else 1 - objective.batch_size / len(objective)
+    noise = share * posterior.nbeta**2 * sum(noises) / len(noises) if share else 0.0
     search = _Search(objective, posterior, places, center=position)
     guess = max(known - posterior.localization, 0.0) / (posterior.nbeta or 1.0)
     search.place(along, torch.full_like(search.curvature, guess))

@@ -12,7 +12,7 @@ import torch
 from slt_callbacks.basics.rng import generator
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.sampling.chains import Chain
-from slt_callbacks.sampling.curvature import COLD_ITERATIONS, WARM_ITERATIONS
+from slt_callbacks.sampling.curvature import COLD_ITERATIONS, NOISE_PAIRS, WARM_ITERATIONS
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.scout import Scout, curvature_places
 from slt_callbacks.sampling.sequential import SequentialEngine
@@ -112,5 +112,5 @@ def gradients_ahead(objective: Objective, stride: Stride) -> int:
         return 2 * COLD_ITERATIONS * size
     places = curvature_places(objective)
     whole = len(objective) if places is None else len(places)
-    look = 2 * size + 2 * WARM_ITERATIONS * whole
+    look = 2 * NOISE_PAIRS * size + 2 * WARM_ITERATIONS * whole
     return 2 * COLD_ITERATIONS * whole + stride.burn_in * size + 2 * look

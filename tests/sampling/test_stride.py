@@ -145,8 +145,8 @@ class TestBurnIn:
         [
             (LeimkuhlerMatthews(0.02), 30),  # 1.5 * 2 / (0.02 * 5)
             (LeimkuhlerMatthews(0.5), 8),
-            (LeimkuhlerMatthews(1e-3), 100),
-            (LeimkuhlerMatthews(0.0), 100),
+            (LeimkuhlerMatthews(1e-3), 90),
+            (LeimkuhlerMatthews(0.0), 90),
             (SGLD(0.01), 60),
             (RMSPropSGLD(0.01, damping=0.5), 30),
         ],
@@ -156,13 +156,13 @@ class TestBurnIn:
 
     def test_without_localization_nothing_is_forgotten(self) -> None:
         config = SamplerConfig(LeimkuhlerMatthews(0.02), localization=0.0)
-        assert Stride(config, LocalPosterior(10.0, 0.0)).burn_in == 100
+        assert Stride(config, LocalPosterior(10.0, 0.0)).burn_in == 90
 
     def test_a_number_is_a_number(self) -> None:
         assert stride(LeimkuhlerMatthews(0.02), num_burnin_steps=7).burn_in == 7
 
     def test_before_there_is_a_step_it_is_the_most(self) -> None:
-        assert stride().burn_in == SamplerConfig().most_burnin_steps == 100
+        assert stride().burn_in == SamplerConfig().most_burnin_steps == 90
 
     def test_what_was_used_is_told(self) -> None:
         config = SamplerConfig(LeimkuhlerMatthews(0.02), nbeta=10.0, localization=5.0, num_draws=4, num_chains=2)
@@ -194,12 +194,13 @@ class TestStiffness:
         k_max = POSTERIOR.nbeta * float(torch.linalg.eigvalsh(h).max()) + POSTERIOR.localization
         assert max(one.curvature for one in found) <= k_max * (1 + 1e-6)
         assert sum(one.curvature for one in found) / len(found) == pytest.approx(k_max, rel=0.02)
-        assert sum(one.noise for one in found) / len(found) == pytest.approx(wanted, rel=0.1, abs=1e-12)
+        assert sum(one.noise for one in found) / len(found) == pytest.approx(wanted, rel=0.07, abs=1e-12)
         if batch_size:
             covariance = torch.cov(gradients.T)
             along = POSTERIOR.nbeta * float((h * covariance).sum() / covariance.trace()) + POSTERIOR.localization
+            # Of the last pair, whose own noise would be the weight that makes this exact.
             weighted = sum(one.noise * one.along_noise for one in found) / sum(one.noise for one in found)
-            assert weighted == pytest.approx(along, rel=0.1)
+            assert weighted == pytest.approx(along, rel=0.2)
 
     def test_a_flat_loss_has_the_curvature_of_the_localization(self) -> None:
         objective = objective_for(Weights(3), Quadratic(torch.zeros(3)))
