@@ -84,6 +84,20 @@ def test_weights_unfrozen_in_mid_run_are_a_break_and_no_news() -> None:
     assert events([50] * 20, second, first=20) == []
 
 
+def test_a_step_without_a_bias_may_change_and_one_of_a_failed_measurement_is_none() -> None:
+    def events(healths: list[tuple[float, float, str | None]]) -> list[object]:
+        watch = Watch()
+        for step, (step_size, step_bias, error) in enumerate(healths):
+            measurement = record(step, 3.0 + (step % 3) * 0.5, step_size)
+            health = {**measurement["health"], "step_bias": step_bias}
+            watch.update(Measurement(step, {**measurement.results, "health": health}, error))
+        return [found.event for found in watch.found]
+
+    assert events([(0.02, 0.0, None), (0.01, 0.0, None), (0.02, 0.0, None)]) == []
+    assert events([(0.02, 0.0, None), (0.01, math.nan, "no more"), (0.01, 0.0, None)]) == []
+    assert [type(event) for event in events([(0.02, 0.01, None), (0.01, 0.01, None)])] == [StepSizeEvent]
+
+
 class Unfreezes(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step == 12:

@@ -506,9 +506,15 @@ class TestReactions:
         (before,) = (tmp_path / "events").glob("before-jump-*")
         assert torch.load(before, weights_only=True)["global_step"] == JUMP_AT - 1
 
-    def test_copies_of_an_earlier_event_are_no_checkpoints_from_before(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("folder", ["", "somewhere"])
+    def test_copies_of_an_earlier_event_are_no_checkpoints_from_before(
+        self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        tmp_path = tmp_path / folder
         kept = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
-        found = watched(on_event=[SaveCheckpoint(tmp_path)], observables={"llc": Planted(there_and_back)})
+        reaction = SaveCheckpoint(folder or tmp_path)
+        found = watched(on_event=[reaction], observables={"llc": Planted(there_and_back)})
         fit(found, kept, max_steps=30, enable_checkpointing=True)
         names = {file.name for file in tmp_path.glob("before-*")}
         assert "before-jump-step=10.ckpt" in names
