@@ -112,8 +112,8 @@ def next_byte_losses(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tens
 def make_monitor(held_out: TensorDataset, args: argparse.Namespace) -> SLTMonitor:
     sampler = SamplerConfig(
         localization=2500.0,  # a small neighbourhood, which chains explore in a few steps: a short run has time for few
-        num_draws=32,  # makes the standard error a few percent of the LLC
-        num_burnin_steps=16,  # many times what they need to forget
+        num_draws=24,  # makes the standard error a few percent of the LLC
+        num_burnin_steps=8,  # four times what they need to forget
         batch_size=4,  # many cheap steps tell more than a few exact ones
     )
     schedule = log_linear_steps(args.max_steps, num_log=14, every=max(args.max_steps // 20, 1))
