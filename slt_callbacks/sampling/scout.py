@@ -67,18 +67,17 @@ class Scout:
 
     def look(self, halt: Halt) -> list[Stiffness]:
         """What limits the step where each chain of a group stands; the fork is as it was."""
-        with torch.no_grad(), self._objective.fork.put_back():
-            return [
-                self.stiffness(point.chain, position)
-                for point, position in zip(halt.points, halt.positions(), strict=True)
-            ]
+        positions = halt.positions()
+        with torch.no_grad(), self._objective.fork.put_back(positions[0]):
+            return [self.stiffness(point.chain, at) for point, at in zip(halt.points, positions, strict=True)]
 
     def test(self, halt: Halt) -> None:
         """Find `acceptances` where a group of chains stands, if they are wanted; the fork is as it was."""
         if not self._wants_acceptance:
             return
-        with torch.no_grad(), self._objective.fork.put_back():
-            for point, position in zip(halt.points, halt.positions(), strict=True):
+        positions = halt.positions()
+        with torch.no_grad(), self._objective.fork.put_back(positions[0]):
+            for point, position in zip(halt.points, positions, strict=True):
                 self.acceptances[point.chain] = self._acceptance(point.chain, position)
 
     def stiffness(self, chain: int, position: torch.Tensor) -> Stiffness:

@@ -113,9 +113,14 @@ class Fork:
         self._remembered.put_back()
 
     @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """A look elsewhere in the middle of a chain: weights, buffers and attributes are as they were when it ends."""
-        weights = [(own, own.clone()) for own in (self.position, *(own for own, _ in self._frozen))]
+    def put_back(self, position: torch.Tensor | None = None) -> Iterator[None]:
+        """A look elsewhere in the middle of a chain: weights, buffers and attributes are as they were when it ends.
+
+        Args:
+            position: Where to put the weights ``(P,)``, if somebody has a copy already; not to be changed.
+        """
+        weights = [(self.position, self.position.clone() if position is None else position)]
+        weights += [(own, own.clone()) for own, _ in self._frozen]
         remembered = Remembered(self.module)
         buffers = [(owner, name, owner._buffers[name]) for owner, name, _ in self._buffers]
         for owner, name, buffer in buffers:
