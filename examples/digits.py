@@ -120,6 +120,7 @@ def make_monitor(seen: Digits, queries: Digits, memory: MemorySink, args: argpar
         num_chains=4,
         num_draws=60,
         num_burnin_steps=100,
+        batch_size=None,  # the kernel needs the losses of all samples in any case: a step on all of them gives both
     )
     if args.smoke:
         sampler = replace(sampler, num_chains=2, num_draws=8, num_burnin_steps=4)

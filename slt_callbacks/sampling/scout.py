@@ -1,4 +1,4 @@
-"""Looks where chains stand after their burn-in, before the first draw."""
+"""Looks where a chain stands: how stiff the loss is there, and how noisy its minibatches are."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from slt_callbacks.sampling.step_sizes import BIASED, AutoStep
 # What the noise of minibatches may add to an LLC: an "auto" step without a bias of its own is chosen for the first, and
 # shortened above the second; below a quarter of the first it may grow again.
 _NOISE_AIM, _MOST_NOISE = 0.04, 0.05
+# A few minibatches know their noise to a factor of two or so: a step is shortened for it by so much at once, and by the
+# rest after another look.
 _AT_ONCE = 4.0
 # An LLC nearer to 0 than that of one regular direction is no scale for a share.
 _SMALLEST_LLC = 0.5
@@ -281,7 +283,6 @@ class Stride:
             rest = llc - noise if math.isfinite(noise) else llc
             allowed = _NOISE_AIM * max(abs(rest), _SMALLEST_LLC)
             each = [one.step_size_for(allowed, self._posterior.localization) for one in found]
-            # two minibatches know their noise to a factor of two or so: the rest of the way after another look
             quiet = max(len(each) / sum(1 / one for one in each), float(self.dynamics.step_size) / _AT_ONCE)
             step_size = min(step_size, quiet)
         self.dynamics = self._with(min(step_size, self._ceiling))

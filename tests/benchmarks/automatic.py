@@ -50,6 +50,7 @@ def _settings(nbeta: float, draws: int, burn_in: int, between: int) -> SamplerCo
         num_draws=draws,
         num_burnin_steps=burn_in,
         num_steps_bw_draws=between,
+        batch_size=None,
     )
 
 

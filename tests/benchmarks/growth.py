@@ -13,7 +13,7 @@ from tests.benchmarks.models import Transformer, token_losses, token_rows
 from tests.benchmarks.rows import Row, seconds
 
 _FACTOR = 16
-_SMALL = SamplerConfig(SGLD(1e-6), num_chains=1, num_draws=20, num_burnin_steps=0, engine="sequential")
+_SMALL = SamplerConfig(SGLD(1e-6), num_chains=1, num_draws=20, num_burnin_steps=0, batch_size=None, engine="sequential")
 
 
 def rows() -> list[Row]:

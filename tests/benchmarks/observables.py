@@ -33,7 +33,9 @@ def rows() -> list[Row]:
 def whole_reference(repeats: int = 3) -> list[Row]:
     """The SGLD step has computed the losses of the reference: what is made of them costs its moments, and no more."""
     module, reference = _problem()
-    config = SamplerConfig(SGLD(1e-6), num_chains=_CHAINS, num_draws=_DRAWS, num_burnin_steps=0, engine="sequential")
+    config = SamplerConfig(
+        SGLD(1e-6), num_chains=_CHAINS, num_draws=_DRAWS, num_burnin_steps=0, batch_size=None, engine="sequential"
+    )
     measure = functools.partial(_measure, module, reference, config)
     own = reference.batches()[0][0]
     note = f"N {_SIZE}, the 137k-parameter transformer, the whole reference in every step"

@@ -38,6 +38,7 @@ def transformer(repeats: int = 5) -> list[Row]:
         num_chains=_CHAINS,
         num_draws=_DRAWS,
         num_burnin_steps=0,
+        batch_size=None,
     )
     steps = _CHAINS * _DRAWS
     bare, ours, ratio = interleaved(
@@ -68,6 +69,7 @@ def small_network(num_chains: int = 16, num_draws: int = 200, repeats: int = 3) 
         num_chains=num_chains,
         num_draws=num_draws,
         num_burnin_steps=0,
+        batch_size=None,
         engine="vectorized",
     )
 

@@ -174,6 +174,7 @@ def _try(dynamics: Any, share: float) -> Tried:
             num_chains=1,  # the networks are independent chains, and go through one program
             num_draws=_DRAWS,
             num_burnin_steps=_BURN_IN,
+            batch_size=None,
             engine="sequential",
         )
         one = estimate(

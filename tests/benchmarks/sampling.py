@@ -43,7 +43,7 @@ def bare_steps(module: nn.Module, batch: torch.Tensor, num_steps: int) -> None:
 def chain_step(num_steps: int = 5, repeats: int = 40) -> Row:
     torch.manual_seed(0)
     module, batch = Transformer(), token_rows(_BATCH)
-    config = SamplerConfig(SGLD(1e-4), num_chains=1)
+    config = SamplerConfig(SGLD(1e-4), num_chains=1, batch_size=None)
     objective = Objective(Fork(module), token_losses, draw_reference([batch]))
     objective.measure_fork()
     engine = SequentialEngine(objective, config.dynamics, LocalPosterior(nbeta=100.0, localization=100.0))
@@ -63,7 +63,7 @@ def vectorized(num_chains: int = 16, num_steps: int = 20, repeats: int = 15) -> 
     """All chains at once against one by one: as it stands, and compiled once for a run."""
     torch.manual_seed(0)
     module, batch = perceptron(64, 96, 24, 10), torch.randn(32, 64)
-    config = SamplerConfig(SGLD(1e-4), num_chains=num_chains)
+    config = SamplerConfig(SGLD(1e-4), num_chains=num_chains, batch_size=None)
     objective = Objective(Fork(module), square_losses, draw_reference([batch]))
     objective.measure_fork()
     posterior = LocalPosterior(nbeta=10.0, localization=100.0)
@@ -91,7 +91,7 @@ def fixed_cost(repeats: int = 30) -> list[Row]:
     """A whole measurement of one draw a chain, less its search for the stiffest direction and its four SGLD steps."""
     torch.manual_seed(0)
     module, batch = perceptron(64, 640, 768, 640, 64), torch.randn(2, 64)
-    config = SamplerConfig(SGLD(1e-5), num_draws=1, num_burnin_steps=0)
+    config = SamplerConfig(SGLD(1e-5), num_draws=1, num_burnin_steps=0, batch_size=None)
     estimator = Estimator(draw_reference([batch]), square_losses, None, config)
     objective = Objective(Fork(module), square_losses, draw_reference([batch]))
     objective.measure_fork()
