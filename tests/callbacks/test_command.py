@@ -65,7 +65,7 @@ class Unannotated:
 
 
 def spelled(sampler: SamplerConfig) -> list[str]:
-    """The options that say it: those that are not None, for None is the default of each that can be."""
+    """The options that say it: all but those that are None by default."""
     dynamics = type(sampler.dynamics)
     known = dynamics.__module__.startswith("slt_callbacks")
     said = ["--dynamics", dynamics.__name__ if known else f"{dynamics.__module__}.{dynamics.__name__}"]
@@ -73,8 +73,9 @@ def spelled(sampler: SamplerConfig) -> list[str]:
         said += [f"--dynamics.{item.name}", str(getattr(sampler.dynamics, item.name))]
     for item in fields(sampler):
         value = getattr(sampler, item.name)
-        if item.name != "dynamics" and value is not None:
-            said += [f"--{item.name.replace('_', '-')}", str(value).lower() if value is True else str(value)]
+        if item.name != "dynamics" and (value is not None or item.default is not None):
+            as_yaml = {"None": "null", "True": "true"}
+            said += [f"--{item.name.replace('_', '-')}", as_yaml.get(str(value), str(value))]
     return said
 
 
