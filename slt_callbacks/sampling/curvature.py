@@ -240,19 +240,23 @@ class _Search:
         norm = _norm(along)
         scale = distance / torch.where(norm > 0, norm, 1.0)  # a loss that is flat has no direction
         for piece in fork.pieces:
-            torch.add(self._center_of(piece), piece.gather(along) * scale, out=piece.of(fork.position))
+            torch.mul(piece.gather(along), scale, out=piece.of(fork.position)).add_(self._center_of(piece))
         self._distance = distance
 
     def _reflect(self, fork: Fork) -> None:
         """From center + v to center - v."""
         with torch.no_grad():
             for piece in fork.pieces:
-                torch.sub(2 * self._center_of(piece), piece.of(fork.position), out=piece.of(fork.position))
+                piece.of(fork.position).neg_().add_(self._center_of(piece), alpha=2)
 
     def _product(self, fork: Fork, found: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Of the direction, which the fork stands in the opposite of, and what was found along it."""
+        """Of the direction, which the fork stands in the opposite of, and what was found along it.
+
+        The fork is left at that direction itself, as if it were a place: whoever asks puts it somewhere else.
+        """
         parts = [
-            torch.dot(self._center_of(piece) - piece.of(fork.position), piece.gather(found)) for piece in fork.pieces
+            torch.dot(piece.of(fork.position).neg_().add_(self._center_of(piece)), piece.gather(found))
+            for piece in fork.pieces
         ]
         return torch.stack(parts).sum()
 

@@ -127,7 +127,7 @@ def memory() -> list[Row]:
     for engine, chains, bound in kinds:
         command = [sys.executable, "-m", "tests.benchmarks.memory", engine, chains]
         # At once back to the system: what glibc keeps of freed tensors differs from run to run, by a whole model.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
         printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         added, parameters = map(int, printed.stdout.split())
         name = f"memory beyond the live model / parameters: {engine}, {chains}"
