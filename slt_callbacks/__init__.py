@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from slt_callbacks.detection.records import Stage, StageEvent
     from slt_callbacks.detection.stages import StageDetector
     from slt_callbacks.figures.calibration import calibration_figure
+    from slt_callbacks.figures.refinements import refinement_figure
     from slt_callbacks.figures.stages import stage_figure
+    from slt_callbacks.losses.behavioral import behavioral
     from slt_callbacks.measuring.calibrate import Calibration, CalibrationPoint, calibrate
     from slt_callbacks.measuring.estimate import estimate
     from slt_callbacks.measuring.estimator import Estimator
     from slt_callbacks.measuring.measurement import Measurement
+    from slt_callbacks.measuring.parts import attention_heads, child_modules
+    from slt_callbacks.measuring.refinement import Refinement
     from slt_callbacks.observables.base import Observable, ReferencePoint
     from slt_callbacks.observables.influence import Influence
     from slt_callbacks.observables.llc import LLC
     from slt_callbacks.observables.loss_kernel import LossKernel
+    from slt_callbacks.observables.susceptibility import Susceptibility
     from slt_callbacks.replay.replay import replay_checkpoints
     from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
     from slt_callbacks.sampling.config import SamplerConfig
@@ -53,6 +58,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "LLC",
     "LossKernel",
     "Influence",
+    "Susceptibility",
     "Observable",
     "ReferencePoint",
     "JumpDetector",
@@ -62,11 +68,16 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "StageEvent",
     "Estimator",
     "Measurement",
+    "Refinement",
+    "attention_heads",
+    "child_modules",
+    "behavioral",
     "estimate",
     "Calibration",
     "CalibrationPoint",
     "calibrate",
     "stage_figure",
+    "refinement_figure",
     "calibration_figure",
     "FileSink",
     "LoggerSink",
@@ -93,15 +104,20 @@ _HOMES = {
     "observables.llc": ("LLC",),
     "observables.loss_kernel": ("LossKernel",),
     "observables.influence": ("Influence",),
+    "observables.susceptibility": ("Susceptibility",),
     "observables.base": ("Observable", "ReferencePoint"),
     "detection.jumps": ("JumpDetector", "JumpEvent"),
     "detection.records": ("Stage", "StageEvent"),
     "detection.stages": ("StageDetector",),
     "measuring.estimator": ("Estimator",),
     "measuring.measurement": ("Measurement",),
+    "measuring.refinement": ("Refinement",),
+    "measuring.parts": ("attention_heads", "child_modules"),
+    "losses.behavioral": ("behavioral",),
     "measuring.estimate": ("estimate",),
     "measuring.calibrate": ("Calibration", "CalibrationPoint", "calibrate"),
     "figures.stages": ("stage_figure",),
+    "figures.refinements": ("refinement_figure",),
     "figures.calibration": ("calibration_figure",),
     "sinks.files": ("FileSink",),
     "sinks.loggers": ("LoggerSink",),

@@ -18,6 +18,7 @@ from slt_callbacks.callbacks.schedule import When
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, check_num_samples, check_seed, draw_reference
 from slt_callbacks.losses.functions import check_loss_fn
 from slt_callbacks.measuring.estimator import Estimator
+from slt_callbacks.measuring.refinement import RefinementSet
 from slt_callbacks.observables.panel import check_observables
 from slt_callbacks.recording.story import Story
 from slt_callbacks.recording.watch import Watch
@@ -52,6 +53,23 @@ class Between:
 
 
 @dataclass
+class Told:
+    """Who is told what is found.
+
+    Raises:
+        TypeError: If a reaction or a sink lacks a method.
+    """
+
+    detectors: Any = None
+    reactions: Sequence[Reaction] = ()
+    sinks: Sequence[Sink] | None = None
+
+    def __post_init__(self) -> None:
+        self.reactions = checked_reactions(self.reactions)
+        self.sinks = checked_sinks(self.sinks)
+
+
+@dataclass
 class Asked:
     """The arguments that decide what a run measures and to whom it tells what, as `SLTMonitor` describes them.
 
@@ -72,25 +90,24 @@ class Asked:
     when: When = field(default_factory=When)
     between: Between = field(default_factory=Between)
     max_overhead: float | None = 0.1
-    detectors: Any = None
-    reactions: Sequence[Reaction] = ()
-    sinks: Sequence[Sink] | None = None
+    told: Told = field(default_factory=Told)
     executor: Executor | None = None
+    refining: tuple[Any, int | None] = (None, None)
     seed: int = 0
+    refinements: RefinementSet = field(init=False)
     unused_detectors: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.observables = check_observables(self.observables)
         self.sampler = checked_sampler(self.sampler)
-        self.reactions = checked_reactions(self.reactions)
-        self.sinks = checked_sinks(self.sinks)
         check_executor(self.executor)
         check_loss_fn(self.loss_fn)
+        self.refinements = RefinementSet(*self.refining)
         check_num_samples(self.num_samples)
         check_seed(self.seed)
         watch = self.watch(Notices())
         self.unused_detectors = copy.deepcopy(watch.state_dict())
-        if self.reactions and not watch.settings():
+        if self.told.reactions and not watch.settings():
             rank_zero_warn(
                 "`on_event` has nothing to react to but failing measurements, for no LLC is measured: add one to "
                 "`observables`, or say in `detectors` what to watch.",
@@ -104,7 +121,7 @@ class Asked:
 
     def watch(self, notices: Notices) -> Watch:
         """The detectors at work."""
-        return Watch(self.detectors, self.observables, notices)
+        return Watch(self.told.detectors, self.observables, notices, self.refinements.by_name)
 
     def story(
         self,
@@ -133,9 +150,9 @@ class Asked:
             reference: The samples, or the first batches.
             num_samples: How many of them; None for as many as are wanted or there are.
         """
-        draw = partial(draw_reference, reference, num_samples, self.seed, self.wanted)
+        draw = partial(draw_reference, seed=self.seed, at_most=self.wanted)
         return Estimator(
-            share_reference(trainer, draw),
+            share_reference(trainer, partial(draw, reference, num_samples)),
             self.loss_fn,
             self.observables,
             shortened(self.sampler) if is_fast_dev_run(trainer) else self.sampler,
@@ -144,6 +161,7 @@ class Asked:
             self.between.store_chains,
             LightningRanks(trainer) if trainer.world_size > 1 else None,
             transferred=self.reference is None,
+            refinements=self.refinements.drawn(lambda own: share_reference(trainer, partial(draw, own))),
         )
 
 

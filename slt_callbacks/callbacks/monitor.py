@@ -21,6 +21,8 @@ slt/kernel/trace, effective_rank      `LossKernel`: summed variance, directions 
 slt/kernel/alignment, class_contrast  CKA with the last kernel; correlation within classes minus between
 slt/kernel/label_alignment            CKA with the kernel that is 1 within classes
 slt/kernel/map (image)                the kernel, rows in one order over the whole run
+slt/llc/<refinement>/mean, stderr     `Refinement`: the LLC of fewer weights, other data, another loss
+slt/health/<refinement>/rhat, ...     and failed_chains, step_size: whether its chains can be trusted
 slt/influence/shift                   `Influence`: how much it moved
 slt/influence/sign_flips, peaks       pairs that certainly changed sides, or turned
 slt/influence/group/<a>_to_<b>        mean correlation by label; positive helps
@@ -41,7 +43,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from slt_callbacks.callbacks.arguments import Asked, Between, is_fast_dev_run
+from slt_callbacks.callbacks.arguments import Asked, Between, Told, is_fast_dev_run
 from slt_callbacks.callbacks.processes import refuse_elsewhere, refuse_sharding
 from slt_callbacks.callbacks.reactions import Reaction
 from slt_callbacks.callbacks.run import Run
@@ -51,6 +53,7 @@ from slt_callbacks.detection.records import Stage
 from slt_callbacks.executors.base import Executor
 from slt_callbacks.losses.functions import LossFn
 from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.measuring.refinement import Refinement
 from slt_callbacks.observables.panel import Observables
 from slt_callbacks.recording.watch import Detector
 from slt_callbacks.sampling.config import SamplerConfig
@@ -95,6 +98,9 @@ class SLTMonitor(pl.Callback):
             ``(trainer, pl_module, event)``. One that raises is reported, and training goes on.
         sinks: Where measurements go; None for every logger of the trainer, and files in the folder of the run.
         executor: Where measurements are made; None for the training process, which waits for them.
+        refinements: Posteriors to sample beside the main one, by the name they are logged under: over fewer weights,
+            other data or another loss, such as ``{"head": Refinement("head.*")}``. See `Refinement`.
+        refinements_at_once: How many of them a measurement takes, in turn; None for all.
         checkpoint_chains: Whether checkpoints hold the persistent chains; without, they burn in again after a resume.
         store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.
@@ -135,6 +141,9 @@ class SLTMonitor(pl.Callback):
         [2, 4]
     """
 
+    _loaded = False  # whether a checkpoint was loaded for the fit that is about to begin
+    _stage = "fit"
+
     def __init__(
         self,
         reference: Reference | None = None,
@@ -155,6 +164,8 @@ class SLTMonitor(pl.Callback):
         store_chains: Literal["device", "cpu"] = "device",
         seed: int = 0,
         executor: Executor | None = None,
+        refinements: Mapping[str, Refinement] | None = None,
+        refinements_at_once: int | None = None,
     ) -> None:
         super().__init__()
         self._asked = Asked(
@@ -166,15 +177,12 @@ class SLTMonitor(pl.Callback):
             when=When(every_n_train_steps, every_n_epochs, train_time_interval, schedule),
             between=Between(persistent_chains, checkpoint_chains, store_chains),
             max_overhead=max_overhead,
-            detectors=detectors,
-            reactions=on_event,
-            sinks=sinks,
+            told=Told(detectors, on_event, sinks),
             executor=executor,
+            refining=(refinements, refinements_at_once),
             seed=seed,
         )
         self._run = Run(self._asked)
-        self._loaded = False  # whether a checkpoint was loaded for the fit that is about to begin
-        self._stage = "fit"
 
     @property
     def history(self) -> list[Measurement]:

@@ -90,6 +90,7 @@ class Prospect:
         num_steps: Gradient steps of the first measurement in this process; 0 where nothing reads draws.
         later_steps: Those of a later one.
         num_processes: Processes that take as many each.
+        num_posteriors: The main one and those beside it that are taken at once.
         timed: A gradient pass; None where none could be taken.
 
     Example:
@@ -112,6 +113,7 @@ class Prospect:
     num_steps: int
     later_steps: int
     num_processes: int = 1
+    num_posteriors: int = 1
     timed: TimedPass | None = None
 
     @property
@@ -208,10 +210,11 @@ class Prospect:
         # the repr of an object of one's own may hold its address
         dynamics = repr(config.dynamics) if is_dataclass(config.dynamics) else type(config.dynamics).__name__
         apart = f", {config.num_steps_bw_draws} steps apart" if config.num_steps_bw_draws > 1 else ""
+        several = f" for each of {self.num_posteriors} posteriors" if self.num_posteriors > 1 else ""
         burn_in = ("up to " if config.num_burnin_steps == "auto" else "") + str(config.most_burnin_steps)
         return (
             f"{config.num_chains} chain{'s' if config.num_chains > 1 else ''} of {dynamics}, each with a burn-in of "
-            f"{burn_in} steps and {config.num_draws} draws{apart}"
+            f"{burn_in} steps and {config.num_draws} draws{apart}{several}"
         )
 
     def _allowed(self, max_overhead: float | None, plan: Plan) -> str:

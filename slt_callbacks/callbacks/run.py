@@ -89,7 +89,7 @@ class Run:
         executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
         self._executor = executor if self._guard(executor, "open", estimator) else None
         if trainer.is_global_zero:
-            sinks = _sinks_of(trainer) if self._asked.sinks is None else self._asked.sinks
+            sinks = _sinks_of(trainer) if self._asked.told.sinks is None else self._asked.told.sinks
             self.story.open(sinks, trainer.loggers, self._told(estimator))
 
     def start(self, trainer: pl.Trainer) -> None:
@@ -228,6 +228,9 @@ class Run:
         if measurement.error is not None:
             message = f"The measurement at step {measurement.step} failed: {measurement.error}."
             self._notices.once(message, measurement.error.partition(":")[0])
+        for name, error in measurement.failed_refinements():
+            message = f"The measurement of refinements[{name!r}] at step {measurement.step} failed: {error}."
+            self._notices.once(message, f"{name} {error.partition(':')[0]}")
         num_failed = sum(one.failed for one in (*self.story.everything, measurement))
         return self._account.charge(measurement, submitted.blocked, submitted.expected_steps, num_failed)
 
@@ -239,7 +242,7 @@ class Run:
         if on_step is not None:
             self.outbox.tell(pl_module, on_step)
         for event in publication.news:
-            for reaction in self._asked.reactions:
+            for reaction in self._asked.told.reactions:
                 self._guard(reaction, "__call__", trainer, pl_module, event)
 
     def _told(self, estimator: Estimator) -> dict[str, Any]:
@@ -250,6 +253,7 @@ class Run:
             "persistent_chains": self._asked.between.persistent_chains,
             "max_overhead": self._account.budget.max_overhead,
             "detectors": self.story.detectors,
+            **({"refinements": refined} if (refined := estimator.refinements.told()) else {}),
         }
 
 

@@ -18,6 +18,7 @@ from slt_callbacks.callbacks.prospect import Plan, Prospect, Weights
 from slt_callbacks.callbacks.schedule import Trigger
 from slt_callbacks.losses.functions import name_of_loss
 from slt_callbacks.measuring.estimator import Estimator
+from slt_callbacks.measuring.overview import overview
 from slt_callbacks.measuring.timed_pass import TimedPass
 
 _log = logging.getLogger(__name__)
@@ -87,11 +88,14 @@ class Trial:
             num_steps=estimator.expected_steps,
             later_steps=estimator.later_steps,
             num_processes=trainer.world_size,
+            num_posteriors=estimator.num_posteriors,
             timed=timed,
         )
         waits = self._asked.executor is None
         plan = self._plan(trainer, trigger, timed) if waits else None
         rank_zero_info(prospect.line(self._asked.max_overhead, plan, is_fast_dev_run(trainer)))
+        if sound and self._asked.refinements.by_name:
+            rank_zero_info(overview(self._asked.refinements.by_name, pl_module))
         return prospect if waits else None
 
     def _plan(self, trainer: pl.Trainer, trigger: Trigger, timed: TimedPass | None) -> Plan:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from slt_callbacks.data.batches import Batch, map_leaves
+from slt_callbacks.losses.behavioral import Behavioral
 from slt_callbacks.losses.common_numbers import CommonNumbers
 from slt_callbacks.losses.functions import LossFn, muted
 from slt_callbacks.losses.stand_in import stand_in_for
 from slt_callbacks.losses.transfers import Transfers
-from slt_callbacks.weights.copies import twin_of
+from slt_callbacks.weights.copies import private_copy, twin_of
 from slt_callbacks.weights.fork import Fork
 
 TOGETHER = 32  # samples in a batch of a loss that compares them, where nobody has said how many are trained together
@@ -81,6 +82,8 @@ class MeasuredLoss:
         self._live = live
         self.attend(fork.module, fork.own)
         fork.keep_attributes()
+        if isinstance(loss_fn, Behavioral):
+            self.loss_fn = loss_fn.at(self._at_fork(fork))
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """As `LossFn`."""
@@ -115,6 +118,12 @@ class MeasuredLoss:
         same = copy.copy(self)
         same.manner = replace(self.manner, transferred=False)
         return same
+
+    def _at_fork(self, fork: Fork) -> nn.Module:
+        """A copy of the fork's module that stays where it is."""
+        still = private_copy(fork.module)
+        theirs = {id(own): copied for own, copied in zip(fork.module.parameters(), still.parameters(), strict=True)}
+        return self.attend(still, {live: theirs[id(own)] for live, own in fork.own.items()})
 
     def attend(self, module: nn.Module, parameters: dict[int, torch.Tensor] | None = None) -> nn.Module:
         """Prepare a copy of the live module for being asked; returns it.

@@ -70,16 +70,22 @@ class Objective:
         return self._reference.batches(places, self._block_size)
 
     @torch.no_grad()
-    def measure_fork(self) -> torch.Tensor:
-        """Put the fork at w*, fill `at_fork`, and return the mean loss there, shape ``()``."""
+    def measure_fork(self, known: torch.Tensor | None = None) -> torch.Tensor:
+        """Put the fork at w*, fill `at_fork`, and return the mean loss there, shape ``()``.
+
+        Args:
+            known: What is to be filled in, where another fork of the same weights has been asked already.
+        """
         self.fork.reset()
-        if self._measured is None:
+        if known is not None:
+            self.at_fork = known
+        elif self._measured is None:
             self.at_fork = self._losses_at_fork()
         else:
-            known = len(self._measured.numbers.sources)
+            before = len(self._measured.numbers.sources)
             with self._measured.numbers.watch():
                 self.at_fork = self._losses_at_fork()
-            if len(self._measured.numbers.sources) > known:  # it has drawn what it should have in common with draws
+            if len(self._measured.numbers.sources) > before:  # it has drawn what it should have in common with draws
                 self.at_fork = self._losses_at_fork()
         return self.at_fork.mean()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from slt_callbacks.data.drawing import Reference, draw_reference
 from slt_callbacks.losses.functions import LossFn
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.measuring.refinement import Refinement, RefinementSet
 from slt_callbacks.observables.base import Observable
 from slt_callbacks.sampling.config import SamplerConfig
 
@@ -23,6 +25,7 @@ def estimate(
     *,
     observables: Mapping[str, Observable] | None = None,
     sampler: SamplerConfig | None = None,
+    refinements: Mapping[str, Refinement] | None = None,
     num_samples: int | None = None,
     seed: int = 0,
 ) -> Measurement:
@@ -36,6 +39,7 @@ def estimate(
             scalar mean. None: the module's ``per_sample_loss(batch)``, else the loss of its ``training_step``.
         observables: What to measure, by key; None for ``{"llc": LLC()}``.
         sampler: Settings of the chains; None for the defaults.
+        refinements: Posteriors to sample beside the main one, by name: see `Refinement`.
         num_samples: Samples drawn from `reference` (seeded); None for all of them.
         seed: Of the choice of samples and of the chains.
 
@@ -65,8 +69,14 @@ def estimate(
         raise TypeError(f"Expected `module` to be a torch.nn.Module, but got {shown(module)}.")
     if sampler is not None and not isinstance(sampler, SamplerConfig):
         raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {shown(sampler)}.")
+    beside = RefinementSet(refinements).drawn(partial(draw_reference, seed=seed))
     drawn = draw_reference(reference, num_samples, seed)
-    measurement = Estimator(drawn, loss_fn, observables, sampler, seed).measure(module)
+    estimator = Estimator(drawn, loss_fn, observables, sampler, seed, refinements=beside)
+    if beside.by_name:  # in a run, one that raises costs its own numbers; here it is a mistake to be told
+        estimator.check(module)
+    measurement = estimator.measure(module)
     if measurement.failed:
         warnings.warn(f"The measurement failed: {measurement.error}.", stacklevel=2)
+    for name, error in measurement.failed_refinements():
+        warnings.warn(f"The measurement of refinements[{name!r}] failed: {error}.", stacklevel=2)
     return measurement

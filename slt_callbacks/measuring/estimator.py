@@ -1,16 +1,15 @@
-"""The order of a measurement, written down: fork, losses at w*, what is read there, chains, results."""
+"""The order of a measurement, written down: the main posterior, those beside it, and what all of them have found."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -19,13 +18,14 @@ from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import seed_from
 from slt_callbacks.losses.world import own_world
+from slt_callbacks.measuring.beside import Beside, Record
 from slt_callbacks.measuring.measurement import Measurement
-from slt_callbacks.measuring.preparation import Preparation, means_at_fork
-from slt_callbacks.measuring.sampling_run import NOT_FINITE, SamplingRun
+from slt_callbacks.measuring.preparation import Preparation
+from slt_callbacks.measuring.refinement import Refinement, RefinementSet
 from slt_callbacks.measuring.settings import Settings, changes
+from slt_callbacks.measuring.survey import Survey
 from slt_callbacks.measuring.target import Target
 from slt_callbacks.measuring.timed_pass import time_pass
-from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.observables.media import Media
 from slt_callbacks.observables.panel import Panel
 from slt_callbacks.sampling.config import SamplerConfig
@@ -58,11 +58,12 @@ class Estimator:
         ranks: The processes that share the chains; None for this one alone. All must measure the same weights together.
         transferred: Whether the samples are training batches that have been through the module's transfer hooks.
         together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
+        refinements: Posteriors beside the main one, their samples drawn; None for none.
 
     Raises:
         TypeError: If an observable lacks a method, `loss_fn` cannot be called, or `seed` is no integer.
         ValueError: If a key is reserved or no name, two keys have one observable, or an observable refuses the
-            reference set or its own queries.
+            reference set, its own queries or the refinements.
 
     Example:
         >>> from slt_callbacks.data.drawing import draw_reference
@@ -85,27 +86,22 @@ class Estimator:
         ranks: Ranks | None = None,
         transferred: bool = False,
         together: int | None = None,
+        refinements: RefinementSet | None = None,
     ) -> None:
         if store_chains not in ("device", "cpu"):
             raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
         self.settings = Settings(SamplerConfig() if config is None else config, reference, seed)
         self._exchange = Exchange(ranks)
+        self._loss_fn = loss_fn
+        self._persistent = persistent
+        self._on_cpu = store_chains == "cpu"
+        self._transferred = transferred
+        self._together = together
+        self.refinements = refinements or RefinementSet()
         with self._exchange.together():
             self._panel = Panel(observables)
-            self._panel.share_queries(self._exchange.first)
-            self._panel.check(reference)
-        self._loss_fn = loss_fn
-        self._preparation = Preparation(
-            reference, loss_fn, self._panel, self.config, self._exchange, transferred, together
-        )
-        self._targets = {
-            name: Target(
-                self.config, self.settings.posterior, seed, self._exchange, persistent, store_chains == "cpu", name
-            )
-            for name in ("",)
-        }
-        self._main = self._targets[""]
-        self._run = SamplingRun(self._main, self._panel, self.config, self._exchange, persistent)
+            self._main = self._survey("", Refinement(), self._panel)
+            self._beside = Beside(self.refinements, self._panel, self.reference, self._survey, self._exchange)
 
     @property
     def reference(self) -> ReferenceSet:
@@ -125,27 +121,32 @@ class Estimator:
     @property
     def dynamics(self) -> Dynamics:
         """The dynamics in use: `config`'s, with "auto" resolved at the first measurement and then held."""
-        return self._main.stride.dynamics
+        return self._main.target.stride.dynamics
 
     @property
     def expected_steps(self) -> int:
         """Gradient steps of the next measurement in this process, if warm chains do not drift."""
-        return sum(target.expected_steps for target in self._targets.values()) if self._panel.reads_draws else 0
+        return self._main.expected_steps + self._beside.expected_steps
 
     @property
     def later_steps(self) -> int:
         """Gradient steps of a later measurement in this process, if its chains do not drift."""
-        return sum(target.later_steps for target in self._targets.values()) if self._panel.reads_draws else 0
+        return self._main.later_steps + self._beside.later_steps
+
+    @property
+    def num_posteriors(self) -> int:
+        """The main one, and those beside it that the next measurement takes."""
+        return 1 + len(self._beside.turn)
 
     @property
     def warm_steps(self) -> int:
         """Gradient steps of a chain that goes on from the last measurement, if it does not drift."""
-        return self._main.warm_steps
+        return self._main.target.warm_steps
 
     @property
     def stored_bytes(self) -> int:
         """Memory of the chains that wait for the next measurement."""
-        return sum(target.memory.num_bytes for target in self._targets.values())
+        return sum(survey.target.memory.num_bytes for survey in self._surveys())
 
     def set_together(self, size: int | None) -> None:
         """Give the number of samples in a training batch later than at first, for loaders come when training starts.
@@ -153,7 +154,9 @@ class Estimator:
         Args:
             size: As `together`; None where it is not known.
         """
-        self._preparation.together = size
+        self._together = size
+        for survey in self._surveys():
+            survey.preparation.together = size
 
     def check(self, module: nn.Module) -> None:
         """Fork `module` and try the loss on two samples, so that a mistake shows before any training.
@@ -162,9 +165,11 @@ class Estimator:
             TypeError: As `Fork`, `resolve_loss` and `check_loss`.
             ValueError: Likewise.
         """
-        self._preparation.try_again()
+        for survey in self._surveys():
+            survey.preparation.try_again()
         with self._undisturbed(module, self.settings.seed):
-            self._preparation.objective(module)
+            self._main.preparation.objective(module)
+            self._beside.check(module)
 
     def time_pass(self, module: nn.Module) -> TimedPass:
         """Fork `module` and take a gradient pass, which tells what the first measurement will see and take.
@@ -208,9 +213,7 @@ class Estimator:
             error: Why, for `Measurement.error`.
             start: When the measurement began, on the clock of `time.perf_counter`; None for now.
         """
-        self._panel.forget_fork()
-        point = self._point(step, math.nan, torch.empty(0, device="cpu"))
-        return self._record(step, self._run.fail(point, error), start)
+        return self._record(step, self._main.fail(step, error), self._beside.failed(step, error), start)
 
     def automatic_step_size(self, module: nn.Module) -> float:
         """The step that "auto" stands for at the present weights.
@@ -219,7 +222,7 @@ class Estimator:
             ValueError: If the curvature there is not a positive number.
         """
         with self._undisturbed(module, self.settings.seed):
-            curvature = self._main.find_curvature(self._preparation.objective(module), 0)
+            curvature = self._main.target.find_curvature(self._main.preparation.objective(module), 0)
         dynamics = replace(self.config.dynamics, step_size="auto")  # type: ignore[type-var]
         return float(resolve_step_size(dynamics, curvature).step_size)
 
@@ -233,7 +236,8 @@ class Estimator:
             "settings": self.settings.of_chains(),
             "observables": self._panel.state_dict(),
             "queries": {key: queries.fingerprint for key, queries in self._panel.queries.items()},
-            **self._main.state_dict(chains),
+            **self._main.target.state_dict(chains),
+            **({"refinements": self._beside.state_dict(chains)} if len(self._beside) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
@@ -250,7 +254,8 @@ class Estimator:
             asked = state.get("queries", {})
             same = {key for key, queries in self._panel.queries.items() if asked.get(key) == queries.fingerprint}
             self._panel.load_state_dict(state.get("observables", {}), same)
-        self._main.forget()
+        self._main.target.forget()
+        self._beside.forget()
         changed = changes(before, self.settings.of_chains())
         if changed:
             warnings.warn(
@@ -259,22 +264,50 @@ class Estimator:
                 stacklevel=2,
             )
             return False
-        self._main.load_state_dict(state)
+        self._main.target.load_state_dict(state)
+        self._beside.load_state_dict(state.get("refinements", {}))
         return True
+
+    def _surveys(self) -> list[Survey]:
+        return [self._main, *self._beside]
+
+    def _survey(self, name: str, refinement: Refinement, panel: Panel) -> Survey:
+        """The main posterior, or one that differs from it as `refinement` says."""
+        reference = self.reference if refinement.reference is None else cast("ReferenceSet", refinement.reference)
+        panel.share_queries(self._exchange.first)
+        panel.check(reference)
+        preparation = Preparation(
+            reference,
+            self._loss_fn if refinement.loss_fn is None else refinement.loss_fn,
+            panel,
+            self.config,
+            self._exchange,
+            self._transferred and refinement.reference is None,
+            self._together,
+            refinement.selection,
+            quiet=bool(name) and refinement.of_weights,
+        )
+        seed, exchange = self.settings.seed, self._exchange
+        target = Target(self.config, self.settings.posterior, seed, exchange, self._persistent, self._on_cpu, name)
+        return Survey(target, preparation, panel, self.config, exchange, self._persistent)
 
     def _as_memory_allows(self, attempt: Callable[[], _T]) -> _T:
         """Again in ever smaller blocks while memory runs out; the block that fits is kept for the run."""
-        before = self._preparation.block_size
+        preparations = [survey.preparation for survey in self._surveys()]
+        before = [preparation.block_size for preparation in preparations]
         while True:
             try:
                 return attempt()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                smaller = self._preparation.shrink_block()
-                if smaller is None:
-                    self._preparation.block_size = before  # none has helped: the next measurement may find more memory
+                smaller = preparations[0].shrink_block()
+                if smaller is None:  # none has helped: the next measurement may find more memory
+                    for preparation, size in zip(preparations, before, strict=True):
+                        preparation.block_size = size
                     raise
+                for preparation in preparations[1:]:
+                    preparation.block_size = min(preparation.block_size or smaller, smaller)
                 level = logging.WARNING if self._exchange.rank == 0 else logging.DEBUG
                 text = "A measurement ran out of memory: trying again with `block_size=%d`, from now on."
                 _log.log(level, text, smaller)
@@ -283,48 +316,31 @@ class Estimator:
 
     def _time_pass(self, module: nn.Module) -> TimedPass:
         with self._undisturbed(module, self.settings.seed):
-            objective, main = self._preparation.objective(module), self._main
-            draws = main.num_chains * self.config.num_draws if self._panel.reads_draws else 0
-            forwards = len(objective) + draws * self._preparation.samples_a_draw(objective)
-            at_once = partial(main.seconds_at_once, objective)
-            more = main.gradients_ahead(objective) if self._panel.reads_draws else 0
-            return time_pass(objective, self.expected_steps, main.num_chains, more, forwards, at_once)
+            objective, target = self._main.preparation.objective(module), self._main.target
+            at_once = partial(target.seconds_at_once, objective)
+            asked = [survey for survey in self._surveys() if survey.panel.reads_draws]
+            more = sum(survey.target.gradients_ahead(objective) for survey in asked)
+            forwards = sum(survey.samples_a_draw(objective) for survey in self._surveys())
+            return time_pass(objective, self.expected_steps, target.num_chains, more, forwards, at_once)
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""
         with self._undisturbed(module, seed_from(self.settings.seed, step, _GLOBAL_STREAM)):
-            objective = self._preparation.objective(module)
-            loss = float(objective.measure_fork())
-            point = self._point(step, loss, objective.at_fork if objective.per_sample else torch.empty(0, device="cpu"))
-            if not all(self._exchange.gather(math.isfinite(loss))):
-                return self.failed(step, NOT_FINITE, start)
-            probes = self._preparation.probes(objective)
-            at_fork = means_at_fork(objective, probes)
-            self._panel.inspect(objective, point, seed_from(self.settings.seed, step, _FORK_STREAM))
-            sampled = self._run.sample(objective, point, probes, at_fork, on_steps)
-            return self._record(step, sampled, start)
+            seed = seed_from(self.settings.seed, step, _FORK_STREAM)
+            sampled = self._main.measure(module, step, seed, on_steps)
+            if sampled.error is not None:
+                return self._record(step, sampled, self._beside.failed(step, sampled.error), start)
+            refined = self._beside.measure(module, step, seed, on_steps, self._main.at_fork)
+            return self._record(step, sampled, refined, start)
 
-    def _point(self, step: int, loss: float, losses: torch.Tensor) -> ReferencePoint:
-        posterior = self.settings.posterior
-        return ReferencePoint(
-            step=step,
-            loss=loss,
-            losses=losses,
-            indices=self.reference.indices,
-            nbeta=posterior.nbeta,
-            localization=posterior.localization,
-            num_chains=self.config.num_chains,
-            num_draws=self.config.num_draws,
-        )
-
-    def _record(self, step: int, sampled: Sampled, start: float | None) -> Measurement:
+    def _record(self, step: int, sampled: Sampled, refined: dict[str, Record], start: float | None) -> Measurement:
         """What the observables have found, the chains' health, and what it took."""
-        results = self._panel.compute(lenient=sampled.error is not None)
-        results["health"] = self._main.told(sampled.curvature, sampled.num_burnin_steps)
+        results = self._main.results(sampled)
         media = self._panel.media(results) if sampled.error is None else Media()
         seconds = 0.0 if start is None else time.perf_counter() - start
-        results["cost"] = {"seconds": seconds, "sgld_steps": sampled.sgld_steps}
-        return Measurement(step, results, sampled.error, media)
+        steps = sampled.sgld_steps + sum(record["cost"]["sgld_steps"] for record in refined.values())
+        results["cost"] = {"seconds": seconds, "sgld_steps": steps}
+        return Measurement(step, results, sampled.error, media, refined)
 
     @contextmanager
     def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[None]:

@@ -19,6 +19,7 @@ from slt_callbacks.losses.tokens import TokenObjective
 from slt_callbacks.observables.panel import Panel
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.weights.fork import Fork
+from slt_callbacks.weights.selection import EVERYTHING, Selection
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +35,12 @@ class Preparation:
         exchange: The processes of the run; rank 0's buffers are everybody's.
         transferred: Whether the samples are training batches that have been through the module's transfer hooks.
         together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
+        selection: The weights that chains move.
+        quiet: Whether what is odd about the loss has been told already.
 
     Attributes:
-        together: The same; it may be set as soon as it is known.
+        reference: As given.
+        together: As given; it may be set as soon as it is known.
         block_size: Most samples in a forward pass, that of `config` as long as memory holds.
 
     Example:
@@ -58,9 +62,11 @@ class Preparation:
         exchange: Exchange,
         transferred: bool = False,
         together: int | None = None,
+        selection: Selection = EVERYTHING,
+        quiet: bool = False,
     ) -> None:
         check_loss_fn(loss_fn)
-        self._reference = reference
+        self.reference = reference
         self._loss_fn = loss_fn
         self._panel = panel
         self._config = config
@@ -68,6 +74,8 @@ class Preparation:
         self.together = together
         self.block_size = config.block_size
         self._transferred = transferred
+        self._selection = selection
+        self._quiet = quiet
         self._manner: Manner | None = None  # None: the loss has not been tried yet
         self._singles_at_once = False
         self._queries = {
@@ -81,7 +89,7 @@ class Preparation:
         asked, manner = self._config.batch_size, self._manner
         if asked != "auto":
             return asked
-        return None if manner is None else automatic_batch_size(len(self._reference), manner, self.together)
+        return None if manner is None else automatic_batch_size(len(self.reference), manner, self.together)
 
     def try_again(self) -> None:
         """Try the loss at the next objective, as at the first."""
@@ -95,7 +103,7 @@ class Preparation:
         """
         if self._manner is not None and self._manner.coupled:
             return None
-        sizes = (len(self._reference), self.batch_size, self.block_size)
+        sizes = (len(self.reference), self.batch_size, self.block_size)
         half = min(size for size in sizes if size) // 2
         smaller = min(half, self.together or half)
         self.block_size = smaller or self.block_size
@@ -110,7 +118,8 @@ class Preparation:
         """
         # A loss function was written for this and only reads; a training step may keep a running average of weights,
         # and an observable of the fork may move whatever it finds.
-        fork = Fork(module, share_frozen=self._loss_fn is not None and not self._panel.reads_fork)
+        shared = self._loss_fn is not None and not self._panel.reads_fork
+        fork = Fork(module, share_frozen=shared, selection=self._selection)
         self._share_buffers(fork)
         manner = Manner(transferred=self._transferred) if self._manner is None else self._manner
         loss_fn = MeasuredLoss(resolve_loss(self._loss_fn, module), module, fork, manner, self.together)
@@ -118,7 +127,7 @@ class Preparation:
             self._rehearse(fork, loss_fn)
             self._manner = manner
             fork.reset()
-        return self._asked(Objective, fork, loss_fn, self._reference, self.batch_size)
+        return self._asked(Objective, fork, loss_fn, self.reference, self.batch_size)
 
     def probes(self, objective: Objective) -> dict[str, Probe]:
         """The same loss at the same fork, on the samples, or the tokens, that an observable asks for."""
@@ -129,7 +138,7 @@ class Preparation:
             asked = None if samples is None else self._asked(Objective, fork, raw, samples)
             probes[key] = Probe(asked, None if places is None else places.to(fork.device))
         for key in self._panel.reference_tokens:
-            probes[key] = Probe(self._asked(TokenObjective, fork, loss_fn, self._reference))
+            probes[key] = Probe(self._asked(TokenObjective, fork, loss_fn, self.reference))
         return probes
 
     def samples_a_draw(self, objective: Objective) -> int:
@@ -137,7 +146,7 @@ class Preparation:
         known = objective.per_sample and objective.batch_size is None
         whole = int(self._panel.reference_losses and not known) + len(self._panel.reference_tokens)
         queries = [samples for samples, _ in self._queries.values() if samples is not None]
-        return whole * len(self._reference) + sum(map(len, queries))
+        return whole * len(self.reference) + sum(map(len, queries))
 
     def _asked(
         self,
@@ -157,7 +166,7 @@ class Preparation:
 
     def _rehearse(self, fork: Fork, loss_fn: LossFn) -> None:
         """Try the loss in every way in which it will be asked, and tell what is odd about it."""
-        rehearsal, panel = Rehearsal(fork, loss_fn, self._reference), self._panel
+        rehearsal, panel = Rehearsal(fork, loss_fn, self.reference), self._panel
         per_sample = rehearsal.samples()
         samples_wanted = bool(panel.reference_losses or panel.queries)
         if not per_sample and self._loss_fn is not None and (samples_wanted or panel.reference_tokens):
@@ -177,7 +186,7 @@ class Preparation:
                 "less.",
                 "all at once" if self._singles_at_once else "in a loop",
             )
-        for remark in rehearsal.remarks if self._exchange.rank == 0 else ():
+        for remark in rehearsal.remarks if self._exchange.rank == 0 and not self._quiet else ():
             warnings.warn(remark, stacklevel=2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -113,7 +113,7 @@ class SamplingRun:
             gather=self._exchange.gather,
             scout=scout,
         )
-        self.start(point)
+        self.start(replace(point, asked_at_fork=at_fork))
         verdict = Verdict(point.nbeta, objective.fork.num_moving, objective.at_fork, len(objective), at_fork)
         failed = self._read(sampler, verdict)
         steps, burn_ins = (self._exchange.gather(count) for count in (sampler.sgld_steps, sampler.num_burnin_steps))

@@ -26,6 +26,7 @@ class ReferencePoint:
         num_draws: Draws T of each.
         key: The observable's own key, under which ``draw.query_losses`` holds the losses of its queries.
         query_indices: Row of every query in the user's query data, int64 ``(Q,)``; empty without queries.
+        asked_at_fork: Mean loss at w* of the queries, or tokens, of observables that ask for some, by their keys.
     """
 
     step: int
@@ -38,6 +39,20 @@ class ReferencePoint:
     num_draws: int
     key: str = ""
     query_indices: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
+    asked_at_fork: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A posterior beside the main one, as an observable needs to know it.
+
+    Attributes:
+        name: What it is logged under.
+        of_weights: Whether it differs from the main posterior in its weights alone: same samples, same loss.
+    """
+
+    name: str
+    of_weights: bool
 
 
 @runtime_checkable
@@ -53,7 +68,9 @@ class Observable(Protocol):
     * ``check(reference, queries)``, called before training with the `ReferenceSet` and that of its queries or None, to
       refuse what cannot work, and ``check_tokens(num_tokens)`` likewise;
     * ``state_dict()`` and ``load_state_dict(state)``, of tensors and builtins, for what must survive a resume;
-    * ``images(result)``, pictures of a result by name, and ``matrices(result)``, what of it belongs into a file.
+    * ``images(result)``, pictures of a result by name, and ``matrices(result)``, what of it belongs into a file;
+    * ``refine(parts)``, called once with every `Part` that is measured beside the main posterior, which returns, by
+      name, the observables that read the draws there: without it, an observable is of the main posterior alone.
 
     Example:
         >>> class LargestExcess:

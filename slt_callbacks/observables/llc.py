@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from slt_callbacks.observables.base import ReferencePoint
+from slt_callbacks.observables.base import Part, ReferencePoint
 from slt_callbacks.observables.trace import Trace
 from slt_callbacks.sampling.draws import Draw
 from slt_callbacks.stats.diagnostics import effective_sample_size
@@ -44,6 +45,10 @@ class LLC:
         >>> llc.compute()["mean"]
         10.0
     """
+
+    def refine(self, parts: Sequence[Part]) -> dict[str, LLC]:
+        """The same of every posterior beside the main one."""
+        return {part.name: LLC() for part in parts}
 
     def reset(self, reference: ReferencePoint) -> None:
         """Start a measurement."""

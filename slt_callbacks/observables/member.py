@@ -12,9 +12,9 @@ import torch
 from slt_callbacks.basics.plain import as_number
 from slt_callbacks.data.drawing import Reference, draw_reference
 from slt_callbacks.data.reference import ReferenceSet
-from slt_callbacks.observables.base import ForkObservable, Observable, ReferencePoint
+from slt_callbacks.observables.base import ForkObservable, Observable, Part, ReferencePoint
 from slt_callbacks.observables.fork_view import ForkView
-from slt_callbacks.observables.media import Picture
+from slt_callbacks.observables.media import Picture, Scatter
 from slt_callbacks.observables.needs import needs_of
 from slt_callbacks.sampling.draws import Draw
 
@@ -76,6 +76,10 @@ class Member:
         if self._has("check_tokens"):
             self.observable.check_tokens(num_tokens)
 
+    def refine(self, parts: Sequence[Part]) -> Mapping[str, Any]:
+        """What it wants to read of the posteriors beside the main one, by their names."""
+        return self.observable.refine(parts) if self._has("refine") else {}
+
     def reset(self, point: ReferencePoint) -> None:
         """Start a measurement; it is told its key and its queries."""
         self._held = []
@@ -125,7 +129,7 @@ class Member:
         if self._has("load_state_dict"):
             self.observable.load_state_dict(state)
 
-    def pictures(self, result: Mapping[str, Any]) -> dict[str, Picture]:
+    def pictures(self, result: Mapping[str, Any]) -> dict[str, Picture | Scatter]:
         """What it shows of a result, by key."""
         return self._named(self.observable.images(result)) if self._has("images") else {}
 
@@ -150,7 +154,9 @@ def keys_with_matrices(observables: Mapping[str, Any]) -> set[str]:
     return {key for key, observable in observables.items() if hasattr(observable, "matrices")}
 
 
-def _draw_queries(key: str, queries: Reference) -> ReferenceSet:
+def _draw_queries(key: str, queries: Reference | ReferenceSet) -> ReferenceSet:
+    if isinstance(queries, ReferenceSet):
+        return queries
     try:
         return draw_reference(queries)
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slt_callbacks.data.drawing import Reference
+from slt_callbacks.data.reference import ReferenceSet
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Needs:
 
     reference_losses: bool = False
     reference_tokens: bool = False
-    queries: Reference | None = None
+    queries: Reference | ReferenceSet | None = None
     rows: bool = False
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
-
 from slt_callbacks.basics.keys import RESERVED_NAMES
 from slt_callbacks.basics.plain import shown
 from slt_callbacks.basics.rng import isolated_rng
-from slt_callbacks.data.batches import Batch, as_lists, map_leaves
 from slt_callbacks.data.reference import ReferenceSet
+from slt_callbacks.data.structure import check_structure
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.base import ForkObservable, Observable, ReferencePoint
 from slt_callbacks.observables.fork_view import ForkView
@@ -73,12 +71,8 @@ class Panel:
             ValueError: If one does, or if queries have another structure than the reference set.
         """
         for member in self.members:
-            if member.queries is not None and _structure(member.queries) != _structure(reference):
-                raise ValueError(
-                    f"Expected the queries of `observables[{member.key!r}]` to have the structure of the reference "
-                    f"samples, {_described(reference)}, but got {_described(member.queries)}: one `loss_fn` has to "
-                    "take both."
-                )
+            if member.queries is not None:
+                check_structure(f"the queries of `observables[{member.key!r}]`", member.queries, reference)
             member.check(reference)
 
     def check_tokens(self, num_tokens: int) -> None:
@@ -217,30 +211,3 @@ def _check_distinct(observables: Mapping[str, Any]) -> None:
                 f"Expected every key of `observables` to have an object of its own, but got one as {other!r} and as "
                 f"{key!r}: make a second one."
             )
-
-
-def _structure(samples: ReferenceSet) -> str:
-    """Containers and the type of every leaf; sizes may differ, as with texts of other lengths.
-
-    Every floating-point tensor is cast to the precision of the fork, so that these are of one kind.
-    """
-
-    def kind(leaf: Any) -> str:
-        if not isinstance(leaf, torch.Tensor):
-            return type(leaf).__name__
-        return "floating" if leaf.is_floating_point() else str(leaf.dtype)
-
-    return repr(as_lists(map_leaves(kind, _first(samples))))
-
-
-def _described(samples: ReferenceSet) -> str:
-    def shape_and_type(leaf: Any) -> str:
-        if not isinstance(leaf, torch.Tensor):
-            return type(leaf).__name__
-        return f"Tensor{list(leaf.shape)} of {str(leaf.dtype).removeprefix('torch.')}"
-
-    return repr(map_leaves(shape_and_type, _first(samples)))
-
-
-def _first(samples: ReferenceSet) -> Batch:
-    return samples.batches(torch.arange(1, device="cpu"))[0][0]

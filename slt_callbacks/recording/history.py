@@ -34,7 +34,8 @@ class History:
 
     def add(self, measurement: Measurement) -> None:
         """Keep a measurement; the oldest ones give up their matrices where they are too many."""
-        size = sum(matrix.nbytes for matrix in self._matrices(measurement).values())
+        matrices = [*self._matrices(measurement).values(), *_traces(measurement)]
+        size = sum(matrix.nbytes for matrix in matrices)
         self._heavy.append((len(self.measurements), size))
         self.measurements.append(replace(measurement, media=Media()))
         while len(self._heavy) > 1 and (len(self._heavy) > _MOST_KEPT or self._bytes() > self._most_bytes):
@@ -50,12 +51,20 @@ class History:
             (key, name): value
             for key in self._of & measurement.results.keys()
             for name, value in measurement[key].items()
-            if isinstance(value, torch.Tensor) and value.ndim == 2
+            if _is_matrix(value)
         }
 
 
-def remembered(step: int, scalars: Mapping[str, float], error: str | None) -> Measurement:
+def remembered(
+    step: int, scalars: Mapping[str, float], error: str | None, refined: Mapping[str, Any] | None = None
+) -> Measurement:
     """A measurement of before a resume, of which a checkpoint holds the numbers alone.
+
+    Args:
+        step: Of its fork.
+        scalars: Those of the main posterior.
+        error: Why it failed, or None.
+        refined: Those of the posteriors beside it, by their names, as in ``Measurement.refinements``.
 
     Example:
         >>> remembered(3, {"llc/mean": 1.0, "llc/std": 0.5}, None).results
@@ -65,7 +74,7 @@ def remembered(step: int, scalars: Mapping[str, float], error: str | None) -> Me
     for key, value in scalars.items():
         observable, _, name = key.partition("/")
         results.setdefault(observable, {})[name] = value
-    return Measurement(step, results, error)
+    return Measurement(step, results, error, refinements=refined or {})
 
 
 def _lightened(old: Measurement, gone: Collection[tuple[str, str]]) -> Measurement:
@@ -76,7 +85,30 @@ def _lightened(old: Measurement, gone: Collection[tuple[str, str]]) -> Measureme
         )
         for key, result in old.results.items()
     }
-    return replace(old, results=results)
+    refinements = {
+        name: {key: _without_matrices(result) for key, result in record.items()}
+        for name, record in old.refinements.items()
+    }
+    return replace(old, results=results, refinements=refinements)
+
+
+def _traces(measurement: Measurement) -> list[torch.Tensor]:
+    """The matrices of refinements, of which there may be a hundred: the losses of their draws."""
+    results = [result for record in measurement.refinements.values() for result in record.values()]
+    return [
+        value for result in results if isinstance(result, Mapping) for value in result.values() if _is_matrix(value)
+    ]
+
+
+def _without_matrices(result: Any) -> Any:
+    if not isinstance(result, Mapping):
+        return result
+    gone = {name for name, value in result.items() if _is_matrix(value)}
+    return _Lightened({name: value for name, value in result.items() if name not in gone}, gone)
+
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 class _Lightened(dict[str, Any]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from slt_callbacks.basics.notices import Notices
@@ -117,13 +116,14 @@ class Story:
             self._notices.once(message, f"pictures {kind}")
         self._history.add(measurement)
         found = self._watch.update(measurement)
+        report = self.report() if found else None
         publication = Publication(
             measurement,
             measurement.logged() | self._watch.scalars(),
             log_step,
-            events=self.rows if found else (),
-            stages=[asdict(stage) for stage in self.stages] if found else (),
-            report=self.report() if found else None,
+            events=() if report is None else report.rows,
+            stages=() if report is None else report.stage_rows,
+            report=report,
             news=[one.event for one in found],
         )
         for sink in self._sinks:
@@ -154,13 +154,18 @@ class Story:
 
     def curve(self) -> list[list[Any]]:
         """The numbers of every measurement, in builtins; see `remembered`."""
-        return [[one.step, one.scalars(), one.error] for one in self.everything]
+        return [
+            [one.step, one.main_scalars(), one.error, *([one.refined_numbers()] if one.refinements else [])]
+            for one in self.everything
+        ]
 
     def _tell_silent_keys(self, publication: Publication) -> None:
         """Once: a detector on a number that a measurement which has succeeded did not give will wait for ever."""
         if publication.measurement.failed:
             return
         for key in self.detectors.keys() - publication.scalars.keys():
+            if not self._watch.is_due(key, publication.measurement):
+                continue
             start = key.rpartition("/")[0] + "/"
             there = sorted(other for other in publication.scalars if other.startswith(start))
             self._notices.once(

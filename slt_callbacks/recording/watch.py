@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class Watch:
         observables: What is measured, by key, to find the LLC and to refuse a key that never comes; None for an LLC
             under ``llc``, and any other key.
         notices: Where it is told, once, that a detector raises; None for Python's warnings.
+        refinements: Names of the posteriors that are measured beside the main one.
 
     Attributes:
         found: Every event so far, in order.
@@ -75,6 +76,7 @@ class Watch:
         detectors: Mapping[str, Detector | Sequence[Detector]] | None = None,
         observables: Mapping[str, Observable] | None = None,
         notices: Notices | None = None,
+        refinements: Collection[str] = (),
     ) -> None:
         if detectors is not None and not isinstance(detectors, Mapping):
             raise TypeError(
@@ -83,7 +85,7 @@ class Watch:
             )
         given = dict(detectors or {})
         for key in given:
-            _check_key(key, observables)
+            _check_key(key, observables, refinements)
         llc = _first_llc(observables)
         if llc is not None:
             given = {llc: (JumpDetector(), StageDetector())} | given
@@ -95,6 +97,7 @@ class Watch:
         self.main: str | None = llc if llc in means else next(iter(means), None)
         self._jumps, self._stages = (self._of_main(kind) for kind in (JumpDetector, StageDetector))
         self.found: list[Found] = []
+        self._refinements = frozenset(refinements)
         self._failures = 0
         self._step_size = math.nan
         self._num_parameters = math.nan
@@ -122,9 +125,10 @@ class Watch:
         self._see_parameters(measurement)
         for key, detectors in self._detectors.items():
             observable, name = parts_of(key)
-            if observable not in measurement.results:
+            if observable not in measurement.results or not self.is_due(key, measurement):
                 continue
-            value = measurement[observable].get(name, math.nan)
+            result, number = measurement.of(observable, name)
+            value = result.get(number, math.nan)
             known = self._keywords(measurement, observable, name)
             for watching in detectors:
                 found = self._ask(watching, key, measurement.step, value, known)
@@ -134,6 +138,11 @@ class Watch:
         self._boundaries += _boundaries(main)
         self.found += events
         return events
+
+    def is_due(self, key: str, measurement: Measurement) -> bool:
+        """Whether a measurement can have a number of this key: refinements may be taken in turn."""
+        part = parts_of(key)[1].partition("/")[0]
+        return part not in self._refinements or part in measurement.refinements
 
     def scalars(self) -> dict[str, float]:
         """Numbers of `main` to log beside the last measurement.
@@ -240,7 +249,7 @@ class Watch:
 
     def _keywords(self, measurement: Measurement, observable: str, name: str) -> dict[str, Any]:
         """What is known of a value besides itself; standard error and chains belong to an observable's mean alone."""
-        result = measurement[observable]
+        result, name = measurement.of(observable, name)
         losses = [other["reference_loss"] for other in measurement.results.values() if "reference_loss" in other]
         keywords: dict[str, Any] = {"loss": result.get("reference_loss", losses[0] if losses else math.nan)}
         if name == "mean":
@@ -303,11 +312,19 @@ def _boundaries(events: Sequence[Any]) -> int:
     return kinds.count("announced") - kinds.count("withdrawn")
 
 
-def _check_key(key: str, observables: Mapping[str, Observable] | None) -> None:
+def _check_key(key: str, observables: Mapping[str, Observable] | None, refinements: Collection[str]) -> None:
     logged = None if observables is None else [*observables, "health", "cost"]
     if not is_logged(key) or (logged is not None and parts_of(key)[0] not in logged):
         known = ", ".join(f"slt/{known}/..." for known in logged or ("llc",))
         raise ValueError(f"Expected the keys of `detectors` to be logged ones, {known}, but got {key!r}.")
+    observable, name = parts_of(key)
+    refined = observable == "health" or isinstance((observables or {}).get(observable), LLC)
+    part, slash, _ = name.partition("/")
+    if refined and slash and part not in refinements:  # no other number of these has parts
+        raise ValueError(
+            f"Expected the keys of `detectors` to name refinements that there are, but got {key!r}: there are "
+            f"{', '.join(sorted(refinements)) or 'none'}."
+        )
 
 
 def _as_list(key: str, value: Any) -> list[Any]:

@@ -75,6 +75,8 @@ class Archive:
         self.measurements.append(measurement)
         self._rows.append(_row(measurement, publication.scalars))
         record = {"results": to_builtins(measurement.results, tensors=True), "error": measurement.error}
+        if measurement.refinements:
+            record["refinements"] = to_builtins(measurement.refinements, tensors=True)
         replace_file(self._measurement_file(measurement.step), _saved(record))
         self.write_tables(story)
         state = {
@@ -90,7 +92,7 @@ class Archive:
         """Write what a person reads."""
         columns = list(dict.fromkeys(name for row in self._rows for name in row if name != "error"))
         replace_file(self.folder / "measurements.csv", csv_bytes(self._rows, [*columns, "error"]))
-        write_tables(self.folder, story.stages, story.rows)
+        write_tables(self.folder, story.report())
 
     @property
     def _state_file(self) -> Path:

@@ -18,6 +18,7 @@ from slt_callbacks.basics.plain import shown
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, draw_reference
 from slt_callbacks.executors.inline import InlineExecutor
 from slt_callbacks.measuring.estimator import Estimator
+from slt_callbacks.measuring.refinement import RefinementSet
 from slt_callbacks.observables.panel import check_observables
 from slt_callbacks.recording.story import Story
 from slt_callbacks.recording.watch import Watch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from slt_callbacks.data.drawing import Reference
     from slt_callbacks.losses.functions import LossFn
     from slt_callbacks.measuring.measurement import Measurement
+    from slt_callbacks.measuring.refinement import Refinement
     from slt_callbacks.observables.base import Observable
     from slt_callbacks.recording.watch import Detector
     from slt_callbacks.sampling.config import SamplerConfig
@@ -48,6 +50,7 @@ def replay_checkpoints(
     *,
     observables: Mapping[str, Observable] | None = None,
     sampler: SamplerConfig | None = None,
+    refinements: Mapping[str, Refinement] | None = None,
     num_samples: int | None = None,
     detectors: Mapping[str, Detector | Sequence[Detector]] | None = None,
     init_args: Mapping[str, Any] | None = None,
@@ -75,6 +78,7 @@ def replay_checkpoints(
         loss_fn: As in `SLTMonitor`.
         observables: As in `SLTMonitor`.
         sampler: As in `SLTMonitor`.
+        refinements: As in `SLTMonitor`; all of them at every checkpoint.
         num_samples: As in `SLTMonitor`.
         detectors: As in `SLTMonitor`. Of your own classes only dataclasses tell their arguments: after a change of
             another's, give another `output`.
@@ -117,10 +121,11 @@ def replay_checkpoints(
     skip = _warn if on_skip is None else on_skip
     saved = in_step_order(checkpoints, skip, trust)
     shown = check_observables(observables)
-    drawn = draw_reference(reference, num_samples, seed, at_most=DEFAULT_NUM_SAMPLES)
-    estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True)
-    watch = Watch(copy.deepcopy(detectors), shown)  # they may have seen another replay
-    settings = estimator.settings.of_curve(module, loss_fn, shown) | {"detectors": watch.settings()}
+    draw = partial(draw_reference, seed=seed, at_most=DEFAULT_NUM_SAMPLES)
+    drawn, beside = draw(reference, num_samples), RefinementSet(refinements).drawn(draw)
+    estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True, refinements=beside)
+    watch = Watch(copy.deepcopy(detectors), shown, refinements=beside.by_name)  # they may have seen another replay
+    settings = _settings(estimator, watch, module, loss_fn, shown)
     archive = Archive(output, settings)
     archive.restore(estimator, watch)
     story = Story(watch, shown, before=archive.measurements)
@@ -146,10 +151,24 @@ def _measure_all(source: CheckpointSource, estimator: Estimator, archive: Archiv
             archive.add(_recorded(story, measurement), estimator, story)
 
 
+def _settings(
+    estimator: Estimator, watch: Watch, module: type[nn.Module], loss_fn: Any, observables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for measurements to belong to one replay, and the detectors."""
+    refinements = estimator.refinements.told()
+    return {
+        **estimator.settings.of_curve(module, loss_fn, observables),
+        **({"refinements": refinements} if refinements else {}),
+        "detectors": watch.settings(),
+    }
+
+
 def _recorded(story: Story, measurement: Measurement) -> Publication:
     """Take a measurement, under the step where Lightning logs the metrics of the batch that ended with its own."""
     if measurement.failed:  # weights that cannot be measured give a record of NaN, as they do in the monitor
         warnings.warn(f"The measurement at step {measurement.step} failed: {measurement.error}.", stacklevel=3)
+    for name, error in measurement.failed_refinements():
+        warnings.warn(f"refinements[{name!r}] failed at step {measurement.step}: {error}.", stacklevel=3)
     return story.record(measurement, log_step=max(measurement.step - 1, 0))
 
 

@@ -41,6 +41,7 @@ def parser() -> OptionParser:
     add("checkpoints", nargs="+", help="Lightning checkpoints, or state_dict files named like step=100.pt, or folders")
     add_common(made)
     add("--observables", metavar="PACKAGE.FUNCTION", help='gives {"llc": LLC(), ...}; default: the LLC alone')
+    add("--refinements", metavar="PACKAGE.FUNCTION", help='gives {"head": Refinement("head.*"), ...}; default: none')
     add("--output", default="runs/replay", metavar="DIR", help="folder for the results")
     add("--wandb_project", metavar="NAME", help="also log to this W&B project, one row a checkpoint")
     return made
@@ -101,6 +102,7 @@ def _replay(options: Namespace, on_skip: Callable[[Path, str], None]) -> list[Me
         "reference": imported("--reference", options.reference),
         "loss_fn": imported("--loss-fn", options.loss_fn) if options.loss_fn else None,
         "observables": imported("--observables", options.observables)() if options.observables else None,
+        "refinements": imported("--refinements", options.refinements)() if options.refinements else None,
         "init_args": json_object("--init-args", options.init_args),
     }
     for name in ("sampler", "num_samples", "output", "device", "trust", "seed"):

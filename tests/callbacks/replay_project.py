@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from slt_callbacks import LLC
+from slt_callbacks import LLC, Refinement
 from tests.callbacks.test_watch import Planted
 from tests.training import Regression
 
@@ -41,6 +41,10 @@ def raising() -> Any:
 
 def planted_llc() -> dict[str, Any]:
     return {"llc": Planted()}
+
+
+def last_layer() -> dict[str, Refinement]:
+    return {"last": Refinement("net.4")}
 
 
 def two_observables() -> dict[str, Any]:

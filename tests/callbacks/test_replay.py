@@ -140,13 +140,14 @@ class TestMeasurements:
 
     def test_every_setting_of_the_command_line_arrives(self, saved: list[Path]) -> None:
         settings = "--nbeta 3 --localization 7 --step-size 1e-4 --batch-size 16 --num-samples 20 --seed 4"
-        assert (
-            command(saved[0], *settings.split(), "--observables", "tests.callbacks.replay_project.two_observables") == 0
-        )
+        project = "tests.callbacks.replay_project"
+        more = ["--observables", f"{project}.two_observables", "--refinements", f"{project}.last_layer"]
+        assert command(saved[0], *settings.split(), *more) == 0
         (row,) = rows("out/measurements.csv")
         named = {name: float(row[f"slt/health/{name}"]) for name in ("nbeta", "localization", "step_size")}
         assert named == {"nbeta": 3, "localization": 7, "step_size": 1e-4}
         assert row["slt/llc/mean"] == row["slt/again/mean"]
+        assert row["slt/llc/last/mean"] == row["slt/again/last/mean"] != row["slt/llc/mean"]
         state = torch.load("out/state/state.pt", weights_only=True)["settings"]
         wanted = {"batch_size": 16, "seed": 4, "num_chains": 2, "num_draws": 8, "num_burnin_steps": 4}
         assert wanted.items() <= state.items()

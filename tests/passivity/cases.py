@@ -18,7 +18,16 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, Dataset
 
-from slt_callbacks import LLC, SGLD, MemorySink, RMSPropSGLD, SamplerConfig
+from slt_callbacks import (
+    LLC,
+    SGLD,
+    MemorySink,
+    Refinement,
+    RMSPropSGLD,
+    SamplerConfig,
+    Susceptibility,
+    behavioral,
+)
 from tests.passivity.runs import Case, draw_from_all
 from tests.training import Regression, data, square_error
 
@@ -272,6 +281,17 @@ class Augmented(Dataset[Any]):
         return x + 0.1 * float(self.transforms[0]()), y
 
 
+def refined() -> dict[str, Any]:
+    """Fewer weights, other data and another loss beside the main posterior."""
+    observables = {"llc": LLC(), "chi": Susceptibility()}
+    refinements = {
+        "last": Refinement("net.4", slices={"net.4.weight": (0, slice(4))}),
+        "others": Refinement(reference=in_batches()),
+        "function": Refinement(loss_fn=behavioral(lambda module, batch: module.net(batch[0])[:, None], "mse")),
+    }
+    return {"observables": observables, "refinements": refinements}
+
+
 DIVERGES = SamplerConfig(SGLD(1e6), num_chains=2, num_draws=4, num_burnin_steps=2)
 PRECONDITIONED = SamplerConfig(RMSPropSGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=4)
 VECTORIZED = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, engine="vectorized")
@@ -338,6 +358,13 @@ CASES: dict[str, Case] = {
     "vectorized chains": Case(monitor={"sampler": VECTORIZED}),
     "a race between the engines": Case(monitor={"sampler": LONG}),
     "cold chains": Case(monitor={"persistent_chains": False}),
+    "refinements, and a susceptibility to them": Case(monitor=refined()),
+    "refinements of the training step of the module": Case(
+        module=RandomDropoutLoss, loss_fn=None, monitor={"refinements": {"last": Refinement("net.4")}}
+    ),
+    "refinements with vectorized chains, in turn": Case(
+        monitor=refined() | {"sampler": VECTORIZED, "refinements_at_once": 1}
+    ),
     "plug-ins that draw random numbers": Case(
         monitor={"observables": {"llc": LLC(), "own": Draws()}, "sinks": [Draws()], "schedule": random_steps},
         files=False,

@@ -1,0 +1,125 @@
+"""One posterior, surveyed: from the live module through its own losses and chains to what its observables find."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slt_callbacks.measuring.preparation import Preparation, means_at_fork
+from slt_callbacks.measuring.sampling_run import NOT_FINITE, SamplingRun
+from slt_callbacks.observables.base import ReferencePoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slt_callbacks.basics.ranks import Exchange
+    from slt_callbacks.losses.objective import Objective
+    from slt_callbacks.measuring.sampling_run import OnSteps, Sampled
+    from slt_callbacks.measuring.target import Target
+    from slt_callbacks.observables.panel import Panel
+    from slt_callbacks.sampling.config import SamplerConfig
+
+
+class Survey:
+    """The main posterior, or one over fewer weights, other data or another loss.
+
+    Args:
+        target: The posterior, and what is remembered of it.
+        preparation: Makes its losses.
+        panel: The observables that read its draws.
+        config: Settings of the chains.
+        exchange: The processes that share the chains.
+        persistent: Whether chains keep where they end.
+
+    Attributes:
+        target: As given.
+        preparation: As given.
+        panel: As given.
+        at_fork: Losses at w* of the last measurement, for another posterior with the same ones; None where they are of
+            this one alone.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        preparation: Preparation,
+        panel: Panel,
+        config: SamplerConfig,
+        exchange: Exchange,
+        persistent: bool,
+    ) -> None:
+        self.target = target
+        self.preparation = preparation
+        self.panel = panel
+        self.at_fork: torch.Tensor | None = None
+        self._config = config
+        self._exchange = exchange
+        self._run = SamplingRun(target, panel, config, exchange, persistent)
+
+    @property
+    def expected_steps(self) -> int:
+        """Gradient steps of the next measurement in this process, if warm chains do not drift."""
+        return self.target.expected_steps if self.panel.reads_draws else 0
+
+    @property
+    def later_steps(self) -> int:
+        """Gradient steps of a later measurement in this process, if its chains do not drift."""
+        return self.target.later_steps if self.panel.reads_draws else 0
+
+    def measure(
+        self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None, at_fork: torch.Tensor | None = None
+    ) -> Sampled:
+        """Fork, losses at w*, what is read there, chains.
+
+        Args:
+            module: The live one.
+            step: Training step of the fork.
+            seed: Of the random numbers that an observable of the fork may draw.
+            on_steps: For a progress bar.
+            at_fork: The losses at w*, where they are known already.
+
+        Raises:
+            Exception: Whatever the loss function raises, and as `Preparation.objective`.
+        """
+        objective = self.preparation.objective(module)
+        loss = float(objective.measure_fork(at_fork))
+        self.at_fork = None if objective.draws_numbers else objective.at_fork
+        losses = objective.at_fork if objective.per_sample else torch.empty(0, device="cpu")
+        point = self._point(step, loss, losses)
+        if not all(self._exchange.gather(math.isfinite(loss))):
+            return self.fail(step, NOT_FINITE)
+        probes = self.preparation.probes(objective)
+        means = means_at_fork(objective, probes)
+        self.panel.inspect(objective, point, seed)
+        return self._run.sample(objective, point, probes, means, on_steps)
+
+    def fail(self, step: int, error: str) -> Sampled:
+        """A measurement that gives nothing; chains start afresh after it."""
+        self.panel.forget_fork()
+        return self._run.fail(self._point(step, math.nan, torch.empty(0, device="cpu")), error)
+
+    def results(self, sampled: Sampled) -> dict[str, dict[str, Any]]:
+        """What the observables have found, by key, and the chains' health."""
+        results = self.panel.compute(lenient=sampled.error is not None)
+        results["health"] = self.target.told(sampled.curvature, sampled.num_burnin_steps)
+        return results
+
+    def samples_a_draw(self, objective: Objective) -> int:
+        """Samples whose losses are asked for in all, at w* and at the draws, beside those of the SGLD steps."""
+        draws = self.target.num_chains * self._config.num_draws if self.panel.reads_draws else 0
+        return len(objective) + draws * self.preparation.samples_a_draw(objective)
+
+    def _point(self, step: int, loss: float, losses: torch.Tensor) -> ReferencePoint:
+        posterior = self.target.posterior
+        return ReferencePoint(
+            step=step,
+            loss=loss,
+            losses=losses,
+            indices=self.preparation.reference.indices,
+            nbeta=posterior.nbeta,
+            localization=posterior.localization,
+            num_chains=self._config.num_chains,
+            num_draws=self._config.num_draws,
+        )

@@ -1,0 +1,448 @@
+"""Posteriors beside the main one, against what is known of each: blocks of a Hessian, other data, other losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from slt_callbacks import (
+    LLC,
+    LeimkuhlerMatthews,
+    LossKernel,
+    Measurement,
+    Refinement,
+    SamplerConfig,
+    behavioral,
+    estimate,
+)
+from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.measuring.estimator import Estimator
+from slt_callbacks.measuring.refinement import RefinementSet
+from tests.problems import TWO_SAMPLES, Quadratic, Weights, settings, squared_error
+
+NBETA, GAMMA = 50.0, 5.0
+
+
+def long(step_size: float, chains: int = 16, draws: int = 150, **changes: Any) -> SamplerConfig:
+    """Averaged noise has no bias on quadratics, and many chains at once are one program."""
+    told: dict[str, Any] = {"nbeta": NBETA, "localization": GAMMA, "num_burnin_steps": 30, "batch_size": None}
+    told |= {"engine": "vectorized", "num_steps_bw_draws": 3}
+    return SamplerConfig(LeimkuhlerMatthews(step_size), num_chains=chains, num_draws=draws, **(told | changes))
+
+
+def near(record: Any, exact: float, errors: float = 4.0) -> bool:
+    """Within so many standard errors, which must themselves be small enough to tell anything."""
+    llc = record["llc"]
+    return bool(abs(llc["mean"] - exact) < errors * llc["stderr"] < 0.25 * exact)
+
+
+class Coupled(nn.Module):
+    """Two scalars and a vector of two; the loss couples the scalars."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        self.c = nn.Parameter(torch.zeros(2))
+
+
+def coupled_loss(module: Coupled, batch: torch.Tensor) -> torch.Tensor:
+    a, b, c = module.a, module.b, module.c
+    return (a**2 + b**2 + a * b + 0.5 * c[0] ** 2 + 2 * c[1] ** 2).expand(len(batch))
+
+
+def exact(*curvatures: float, nbeta: float = NBETA) -> float:
+    return sum(nbeta * h / (2 * (nbeta * h + GAMMA)) for h in curvatures)
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Measurement:
+    return estimate(
+        Coupled(),
+        TWO_SAMPLES,
+        coupled_loss,
+        sampler=long(0.01),
+        refinements={
+            "a": Refinement("a"),
+            "b": Refinement("b"),
+            "pair": Refinement(["a", "b"]),
+            "c": Refinement("c"),
+            "c0": Refinement("c", slices={"c": 0}),
+            "c1": Refinement(["c", "a"], slices={"c": 1, "a": 0}),
+        },
+    )
+
+
+class TestWeights:
+    @pytest.mark.parametrize(
+        ("name", "curvatures", "size"),
+        [
+            ("a", [2.0], 1),
+            ("b", [2.0], 1),
+            ("pair", [3.0, 1.0], 2),
+            ("c", [1.0, 4.0], 2),
+            ("c0", [1.0], 1),
+            ("c1", [4.0, 2.0], 2),
+        ],
+    )
+    def test_it_is_that_of_the_block(self, blocks: Measurement, name: str, curvatures: list[float], size: int) -> None:
+        refined = blocks.refinements[name]
+        assert near(refined, exact(*curvatures))
+        assert refined["num_parameters"] == size
+        assert refined["health"]["rhat"] < 1.02
+
+    def test_the_numbers_of_the_methods(self) -> None:
+        assert exact(3.0, 1.0) == pytest.approx(0.93842, abs=1e-5)
+        assert exact(2.0) == pytest.approx(0.47619, abs=1e-5)
+
+    def test_parts_add_up_where_the_hessian_has_blocks(self, blocks: Measurement) -> None:
+        part = {name: record["llc"] for name, record in blocks.refinements.items()}
+        error = 4 * (blocks["llc"]["stderr"] + part["pair"]["stderr"] + part["c"]["stderr"])
+        assert part["pair"]["mean"] + part["c"]["mean"] == pytest.approx(blocks["llc"]["mean"], abs=error)
+
+    def test_no_two_of_them_draw_the_same_noise(self, blocks: Measurement) -> None:
+        traces = [blocks.refinements[name]["llc"]["loss_trace"] for name in ("a", "b")]
+        correlation = torch.corrcoef(torch.stack([trace.flatten() for trace in traces]))[0, 1]
+        assert abs(float(correlation)) < 0.1
+
+    def test_an_automatic_step_is_that_of_the_part(self) -> None:
+        config = long(0.01, chains=2, draws=20)
+        config = SamplerConfig(**{**vars(config), "dynamics": LeimkuhlerMatthews()})
+        refinements = {"flat": Refinement("w", slices={"w": 0})}
+        found = estimate(
+            Weights(2), TWO_SAMPLES, Quadratic(torch.tensor([1.0, 1000.0])), sampler=config, refinements=refinements
+        )
+        ratio = found.refinements["flat"]["health"]["step_size"] / found["health"]["step_size"]
+        assert ratio == pytest.approx((1000 * NBETA + GAMMA) / (NBETA + GAMMA), rel=0.2)
+
+
+class TestOtherData:
+    """l(w, h) = h w^2 / 2 with the curvature as the sample."""
+
+    @staticmethod
+    def loss(module: Weights, h: torch.Tensor) -> torch.Tensor:
+        return h[:, 0] * module.w.square().sum() / 2
+
+    def test_the_same_nbeta_with_the_loss_of_the_others(self) -> None:
+        found = estimate(
+            Weights(2),
+            [torch.ones(4, 1)],
+            self.loss,
+            sampler=long(0.01),
+            refinements={
+                "steep": Refinement(reference=[torch.full((9, 1), 3.0)]),
+                "one": Refinement("w", slices={"w": 1}, reference=[torch.full((9, 1), 3.0)]),
+            },
+        )
+        assert near(found, exact(1.0, 1.0))
+        assert near(found.refinements["steep"], exact(3.0, 3.0))
+        assert near(found.refinements["one"], exact(3.0))
+        assert found.refinements["steep"]["health"]["nbeta"] == NBETA
+
+    def test_nbeta_by_default_is_the_main_one(self) -> None:
+        config = settings(nbeta=None)
+        others = {"more": Refinement(reference=[torch.ones(64, 1)])}
+        found = estimate(Weights(2), [torch.ones(8, 1)], self.loss, sampler=config, refinements=others)
+        assert found.refinements["more"]["health"]["nbeta"] == found["health"]["nbeta"] == 8 / math.log(8)
+
+    def test_a_batch_that_is_too_large_for_it_says_whose(self) -> None:
+        others = {"few": Refinement(reference=[torch.ones(2, 1)])}
+        config = settings(batch_size=4)
+        with pytest.raises(ValueError, match=r"refinements\['few'\]: .*`batch_size` to be at most the 2"):
+            estimate(Weights(2), [torch.ones(8, 1)], self.loss, sampler=config, refinements=others)
+
+
+class TestOtherLosses:
+    @staticmethod
+    def other(module: Weights, batch: torch.Tensor) -> torch.Tensor:
+        return 2 * module.w.square().sum().expand(len(batch))
+
+    def test_it_is_that_of_the_loss(self) -> None:
+        loss_fn, refinements = Quadratic(torch.ones(2)), {"steep": Refinement(loss_fn=self.other)}
+        found = estimate(Weights(2), TWO_SAMPLES, loss_fn, sampler=long(0.005), refinements=refinements)
+        assert near(found, exact(1.0, 1.0))
+        assert near(found.refinements["steep"], exact(4.0, 4.0))
+
+
+def linear(*weights: float) -> nn.Linear:
+    net = nn.Linear(len(weights), 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([weights]))
+    return net
+
+
+class TestBehavioral:
+    """Far from any minimum, where the loss of the data falls on every side."""
+
+    reference = ((torch.eye(2) * 2**0.5, torch.full((2, 1), 30.0)),)
+
+    @staticmethod
+    def outputs(net: nn.Module, batch: Any) -> torch.Tensor:
+        out: torch.Tensor = net(batch[0])
+        return out
+
+    def test_mse_is_half_the_curvature_of_the_function(self) -> None:
+        # mean |f - f*|^2 of x = sqrt(2) e_i is |w - w*|^2: a curvature of 2 along both weights
+        found = estimate(
+            linear(1.0, -2.0),
+            self.reference,
+            squared_error,
+            sampler=long(0.005),
+            refinements={"function": Refinement(loss_fn=behavioral(self.outputs, "mse"))},
+        )
+        assert found["llc"]["mean"] < -10
+        assert near(found.refinements["function"], exact(2.0, 2.0))
+        assert found.refinements["function"]["llc"]["reference_loss"] == 0.0
+
+    def test_kl_has_the_fisher_information(self) -> None:
+        # one logit z against 0: KL(z* || z) is p(1 - p)(z - z*)^2 / 2 to second order, and z = w here
+        net = linear(1.0)
+        p = float(torch.tensor(1.0).sigmoid())
+
+        def logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([net(x), torch.zeros(len(x), 1)], dim=1)
+
+        config = long(1e-3, nbeta=5000.0)
+        llc = estimate(net, [torch.ones(4, 1)], behavioral(logits), sampler=config)["llc"]
+        assert llc["reference_loss"] == 0.0
+        assert near({"llc": llc}, exact(p * (1 - p), nbeta=5000.0))
+
+    def test_positions_are_averaged_and_give_a_loss_each(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        here, there = torch.randn(2, 3, 5, 4, generator=generator)  # (B, T, V)
+        loss = behavioral(lambda module, batch: module.out).at(_Fixed(here))(_Fixed(there), torch.zeros(3))
+        expected = torch.distributions.kl_divergence(
+            torch.distributions.Categorical(logits=here), torch.distributions.Categorical(logits=there)
+        )
+        assert loss.shape == (3, 5)
+        torch.testing.assert_close(loss, expected)
+
+    @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+    def test_targets_stay_where_training_was(self, engine: str) -> None:
+        """Of a module whose outputs depend on buffers, and with minibatches: exactly 0 at w* in every batch."""
+        net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        with torch.no_grad():
+            net(torch.randn(16, 2, generator=torch.Generator().manual_seed(1)))  # averages of its own
+        config = settings(engine=engine, num_draws=6, batch_size=2)
+        llc = estimate(net, [torch.randn(8, 2)], behavioral(lambda net, x: net(x)), sampler=config)["llc"]
+        assert llc["reference_loss"] == 0.0
+        assert torch.equal(llc["loss_trace"][:, 0], torch.zeros(2, dtype=torch.float64))
+        assert bool((llc["loss_trace"][:, 1:] > 0).all())
+
+    def test_by_itself_it_says_where_it_belongs(self) -> None:
+        with pytest.raises(RuntimeError, match="given as a `loss_fn`"):
+            behavioral(lambda net, x: net(x))(linear(1.0), torch.ones(1, 1))
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ((3,), TypeError, "`outputs` to be a function"),
+            ((len, "js"), ValueError, '"kl" or "mse", but got \'js\''),
+        ],
+    )
+    def test_bad_arguments(self, arguments: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            behavioral(*arguments)
+
+    @pytest.mark.parametrize(
+        ("outputs", "message"),
+        [(lambda net, x: 3.0, "floating-point tensor"), (lambda net, x: net(x)[:, 0], "logits")],
+    )
+    def test_bad_outputs(self, outputs: Any, message: str) -> None:
+        with pytest.raises(Exception, match=message):
+            estimate(linear(1.0), [torch.ones(4, 1)], behavioral(outputs), sampler=settings())
+
+
+class _Fixed(nn.Module):
+    def __init__(self, out: torch.Tensor) -> None:
+        super().__init__()
+        self.out = out
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+class TestBesideTheMainOne:
+    """Nothing of the main posterior depends on who is measured beside it."""
+
+    net = network()
+    pairs = (torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(2)).unbind(),)
+
+    def estimator(self, config: SamplerConfig, at_once: int | None = None, **refinements: Refinement) -> Estimator:
+        observables = {"llc": LLC(), "kernel": LossKernel()}
+        given = RefinementSet(refinements, at_once if refinements else None)
+        reference = draw_reference(self.pairs)
+        return Estimator(reference, squared_error, observables, config, persistent=True, refinements=given)
+
+    @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+    @pytest.mark.parametrize("batch_size", [None, 4])
+    def test_its_draws_are_the_same_to_the_last_bit(self, engine: Any, batch_size: int | None) -> None:
+        config = settings("auto", num_draws=12, num_burnin_steps=8, engine=engine, batch_size=batch_size)
+        alone = self.estimator(config)
+        beside = self.estimator(config, first=Refinement("0"), scaled=Refinement(loss_fn=_doubled))
+        for step in (1, 2):  # cold and warm
+            one, other = alone.measure(self.net, step), beside.measure(self.net, step)
+            assert torch.equal(one["llc"]["loss_trace"], other["llc"]["loss_trace"])
+            assert torch.equal(one["kernel"]["covariance"], other["kernel"]["covariance"])
+            assert {k: v for k, v in one["health"].items() if v == v} == {
+                k: v for k, v in other["health"].items() if v == v
+            }
+
+    def test_nor_does_a_refinement_depend_on_the_others(self) -> None:
+        config = settings(num_draws=12)
+        one = self.estimator(config, first=Refinement("0")).measure(self.net, 3)
+        other = self.estimator(config, last=Refinement("2"), first=Refinement("0")).measure(self.net, 3)
+        traces = [found.refinements["first"]["llc"]["loss_trace"] for found in (one, other)]
+        assert torch.equal(*traces)
+
+    def test_no_gradient_is_taken_below_the_lowest_layer_that_moves(self) -> None:
+        asked = _Watching.asked
+        asked.clear()
+        net = nn.Sequential(nn.Linear(3, 4), _Watching(), nn.Linear(4, 3))
+        config = settings(num_draws=3, engine="sequential")
+        estimate(net, self.pairs, squared_error, sampler=config, refinements={"last": Refinement("2")})
+        assert any(asked)  # the main posterior's
+        last = [False] * (len(asked) - max(place for place, wanted in enumerate(asked) if wanted) - 1)
+        assert len(last) >= config.num_chains * config.num_draws
+
+    def test_its_steps_are_counted_and_expected(self) -> None:
+        config = settings(num_draws=5, num_burnin_steps=4)
+        estimator = self.estimator(config, first=Refinement("0"), last=Refinement("2"))
+        expected = estimator.expected_steps
+        assert estimator.measure(self.net, 1)["cost"]["sgld_steps"] == expected == 3 * 2 * 9
+
+    def test_one_that_raises_costs_its_own_numbers(self) -> None:
+        def broken(module: nn.Module, batch: Any) -> torch.Tensor:
+            raise KeyError("labels")
+
+        estimator = self.estimator(settings(), bad=Refinement(loss_fn=broken), good=Refinement("2"))
+        found = estimator.measure(self.net, 1)
+        assert not found.failed
+        assert "labels" in found.refinements["bad"]["error"]
+        assert math.isnan(found.refinements["bad"]["llc"]["mean"])
+        assert math.isfinite(found.refinements["good"]["llc"]["mean"])
+
+    def test_where_the_main_one_fails_so_do_they(self) -> None:
+        estimator = self.estimator(settings(), last=Refinement("2"))
+        broken = network()
+        broken.load_state_dict({name: value * math.nan for name, value in broken.state_dict().items()})
+        found = estimator.measure(broken, 1)
+        assert found.failed
+        assert math.isnan(found.logged()["slt/llc/last/mean"])
+
+
+class _Watching(nn.Module):
+    """Notes whether what comes from below has a graph to go back through."""
+
+    asked: ClassVar[list[bool]] = []  # of an instance it would be put back with each chain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked.append(x.requires_grad)
+        return x
+
+
+def _doubled(module: nn.Module, batch: Any) -> torch.Tensor:
+    return 2 * squared_error(module, batch)
+
+
+class TestInTurn:
+    def estimator(self, at_once: int) -> Estimator:
+        refinements = {name: Refinement("w", slices={"w": place}) for place, name in enumerate("abc")}
+        return Estimator(
+            draw_reference(TWO_SAMPLES),
+            Quadratic(torch.ones(3)),
+            None,
+            settings(num_draws=4, num_burnin_steps=4),
+            persistent=True,
+            refinements=RefinementSet(refinements, at_once),
+        )
+
+    def test_every_one_has_its_turn(self) -> None:
+        estimator = self.estimator(2)
+        taken = [list(estimator.measure(Weights(3), step).refinements) for step in range(1, 4)]
+        assert taken == [["a", "b"], ["c", "a"], ["b", "c"]]
+
+    def test_expected_steps_are_of_those_whose_turn_it_is(self) -> None:
+        estimator = self.estimator(1)
+        for step in range(1, 5):
+            expected = estimator.expected_steps
+            assert estimator.measure(Weights(3), step)["cost"]["sgld_steps"] == expected
+
+    def test_a_resume_goes_on_with_the_turn_and_the_chains(self) -> None:
+        whole, first = self.estimator(2), self.estimator(2)
+        expected = [whole.measure(Weights(3), step) for step in (1, 2, 3)][2]
+        first.measure(Weights(3), 1)
+        first.measure(Weights(3), 2)
+        second = self.estimator(2)
+        assert second.load_state_dict(first.state_dict())
+        found = second.measure(Weights(3), 3)
+        assert list(found.refinements) == list(expected.refinements)
+        for name, record in found.refinements.items():
+            assert torch.equal(record["llc"]["loss_trace"], expected.refinements[name]["llc"]["loss_trace"])
+
+    def test_another_refinement_of_the_same_name_starts_afresh_and_says_so(self) -> None:
+        first = self.estimator(3)
+        first.measure(Weights(3), 1)
+        refinements = {"a": Refinement("w", slices={"w": 2}), "new": Refinement("w")}
+        second = Estimator(
+            draw_reference(TWO_SAMPLES),
+            Quadratic(torch.ones(3)),
+            None,
+            settings(num_draws=4, num_burnin_steps=4),
+            persistent=True,
+            refinements=RefinementSet(refinements),
+        )
+        with pytest.warns(UserWarning, match=r"refinements\['a'\] is another one than the checkpoint's \(`slices` was"):
+            second.load_state_dict(first.state_dict())
+        assert second.expected_steps == 2 * (8 + 8) + 2 * (4 + 4)  # of the main posterior alone chains are warm
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("refinements", "error", "message"),
+        [
+            ([Refinement()], TypeError, "to be a mapping such as"),
+            ({"a/b": Refinement()}, ValueError, "names without a slash, but got 'a/b'"),
+            ({"": Refinement()}, ValueError, "names without a slash"),
+            ({"a": "a.*"}, TypeError, r"`refinements\['a'\]` to be a Refinement, but got 'a.\*'"),
+            ({"head": Refinement(), "Head ": Refinement()}, ValueError, "differ in more than case and spaces"),
+            ({"none": Refinement("v.*")}, ValueError, r"refinements\['none'\]: .*matches none: there are w"),
+            ({"out": Refinement("w", slices={"w": 7})}, ValueError, r"refinements\['out'\]: .*index of a tensor"),
+            ({"other": Refinement("w", slices={"v": 0})}, ValueError, "`slices` to name selected parameters"),
+            ({"empty": Refinement(reference=[])}, ValueError, r"refinements\['empty'\]: "),
+            (
+                {"pairs": Refinement(reference=[(torch.zeros(2, 1), torch.zeros(2, 1))])},
+                ValueError,
+                r"refinements\['pairs'\].*structure of the reference",
+            ),
+        ],
+    )
+    def test_it_is_refused(self, refinements: Any, error: type[Exception], message: str) -> None:
+        loss_fn = Quadratic(torch.ones(2))
+        with pytest.raises(error, match=message):
+            estimate(Weights(2), TWO_SAMPLES, loss_fn, sampler=settings(), refinements=refinements)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"parameters": 3}, TypeError, "`parameters` to be a parameter's name"),
+            ({"parameters": []}, ValueError, "at least one parameter"),
+            ({"slices": [0]}, TypeError, "`slices` to be a dict"),
+            ({"loss_fn": "mse"}, TypeError, "`loss_fn` to be a function"),
+        ],
+    )
+    def test_so_are_arguments(self, arguments: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            Refinement(**arguments)
+
+    @pytest.mark.parametrize(
+        ("at_once", "error"), [(0, ValueError), (3, ValueError), (1.0, TypeError), (True, TypeError)]
+    )
+    def test_so_is_how_many_at_once(self, at_once: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match="refinements_at_once"):
+            RefinementSet({"a": Refinement(), "b": Refinement()}, at_once)
