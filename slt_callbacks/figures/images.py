@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
 
 # Blue, white, red: seen by colour-blind readers, and grey in print at both ends alike (ColorBrewer RdBu, five stops).
 _STOPS = ((5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31))
@@ -51,6 +56,23 @@ def correlation_map(matrix: torch.Tensor, order: torch.Tensor | None = None, lim
     image = Image.fromarray(level)  # greyscale; with a palette it becomes "P"
     image.putpalette(_PALETTE)
     return image
+
+
+def diverging() -> Colormap:
+    """The same colours for matplotlib.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed.
+
+    Example:
+        >>> [round(255 * channel) for channel in diverging()(1.0)[:3]]  # the darkest red
+        [103, 0, 31]
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    found = LinearSegmentedColormap.from_list("blue, white, red", np.array(_STOPS) / 255, N=_LEVELS)
+    red, green, blue = (channel / 255 for channel in _MISSING)
+    return found.with_extremes(bad=(red, green, blue))
 
 
 def _palette() -> bytes:

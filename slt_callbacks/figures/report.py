@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from slt_callbacks.detection.records import Stage
+from slt_callbacks.figures.refined import refined_key
+from slt_callbacks.measuring.boundary_changes import changed_most
 from slt_callbacks.measuring.measurement import Measurement
 
 
@@ -32,3 +34,21 @@ class Report:
     events: Sequence[Any] = ()
     rows: Sequence[Mapping[str, Any]] = ()
     observable: str | None = None
+
+    @property
+    def refined(self) -> str | None:
+        """The observable whose refined LLC is shown, by its key in the refinements' records; None without any."""
+        return refined_key(self.history, self.observable)
+
+    @property
+    def stage_rows(self) -> list[dict[str, Any]]:
+        """The stages, one row of builtins each.
+
+        In a run with refinements each has ``changed_most`` too: the three whose LLC changed most from the stage before.
+        """
+        rows = [asdict(stage) for stage in self.stages]
+        key = self.refined
+        if key is None:
+            return rows
+        told = changed_most(self.history, self.stages, key)
+        return [row | {"changed_most": changed} for row, changed in zip(rows, told, strict=True)]

@@ -14,12 +14,72 @@ class Picture:
     """A matrix to be shown.
 
     Attributes:
-        matrix: ``(rows, columns)`` within [-1, 1], on the CPU, rows and columns already in their lasting order.
+        matrix: ``(rows, columns)``, on the CPU, rows and columns already in their lasting order; NaN is shown grey.
         caption: What it shows.
+        limit: The value of the darkest red, in the matrix's unit; the darkest blue is minus that.
+        row_names: A name a row; none for a map without.
+        column_names: A name a column; none for a map without.
+        ends: In words, what the darkest blue and the darkest red mean.
+
+    Raises:
+        ValueError: If there are names, but not one a row or a column.
+
+    Example:
+        >>> Picture(torch.eye(2), "two heads", row_names=("cat", "dog")).is_named
+        True
     """
 
     matrix: torch.Tensor
     caption: str
+    limit: float = 1.0
+    row_names: Sequence[str] = ()
+    column_names: Sequence[str] = ()
+    ends: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for side, names in enumerate((self.row_names, self.column_names)):
+            if names and len(names) != self.matrix.shape[side]:
+                argument, what = (("row_names", "rows"), ("column_names", "columns"))[side]
+                raise ValueError(
+                    f"Expected `{argument}` to name each of the {self.matrix.shape[side]} {what}, but got {len(names)}."
+                )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether rows or columns have names, which a map of pixels has no room for."""
+        return bool(self.row_names or self.column_names)
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points in a plane to be shown.
+
+    Attributes:
+        points: ``(N, 2)``, on the CPU.
+        caption: What it shows.
+        axis_labels: Of the horizontal and of the vertical one.
+        classes: Class numbers ``(N,)``, which choose the colours; None for one colour.
+        class_names: A name a class.
+
+    Raises:
+        ValueError: If `points` are not two numbers each, or `classes` not one a point.
+
+    Example:
+        >>> Scatter(torch.zeros(3, 2), "three samples", ("first", "second")).classes is None
+        True
+    """
+
+    points: torch.Tensor
+    caption: str
+    axis_labels: tuple[str, str]
+    classes: torch.Tensor | None = None
+    class_names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 2 or self.points.shape[1] != 2:
+            raise ValueError(f"Expected `points` to have the shape (N, 2), but got {tuple(self.points.shape)}.")
+        if self.classes is not None and len(self.classes) != len(self.points):
+            raise ValueError(f"Expected `classes` of {len(self.points)} points, but got {len(self.classes)}.")
 
 
 @dataclass(frozen=True)
@@ -37,7 +97,7 @@ class Media:
         {}
     """
 
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    pictures: Mapping[str, Picture | Scatter] = field(default_factory=dict)
     matrices: Mapping[str, torch.Tensor] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     problem: str | None = None

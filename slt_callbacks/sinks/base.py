@@ -10,7 +10,7 @@ import torch
 
 from slt_callbacks.figures.report import Report
 from slt_callbacks.measuring.measurement import Measurement
-from slt_callbacks.observables.media import Picture
+from slt_callbacks.observables.media import Picture, Scatter
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Publication:
     news: Sequence[Any] = ()
 
     @property
-    def pictures(self) -> Mapping[str, Picture]:
+    def pictures(self) -> Mapping[str, Picture | Scatter]:
         """What observables show of it, by a key such as ``kernel/map``."""
         return self.measurement.pictures
 

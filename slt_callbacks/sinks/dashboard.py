@@ -34,6 +34,8 @@ def dashboard(
     llc: Sequence[str] = ...,
     kernel: Sequence[str] = ...,
     influence: Sequence[str] = ...,
+    refinements: Sequence[str] = ...,
+    susceptibility: Sequence[str] = ...,
     save: Literal[True] = ...,
 ) -> str: ...
 
@@ -47,6 +49,8 @@ def dashboard(
     llc: Sequence[str] = ...,
     kernel: Sequence[str] = ...,
     influence: Sequence[str] = ...,
+    refinements: Sequence[str] = ...,
+    susceptibility: Sequence[str] = ...,
     save: Literal[False],
 ) -> Any: ...
 
@@ -59,6 +63,8 @@ def dashboard(
     llc: Sequence[str] = ("llc",),
     kernel: Sequence[str] = ("kernel",),
     influence: Sequence[str] = ("influence",),
+    refinements: Sequence[str] = (),
+    susceptibility: Sequence[str] = (),
     save: bool = True,
 ) -> Any:
     """Make a W&B workspace for a project that `SLTMonitor` logs to: LLC, stages, kernel, influence, and health.
@@ -70,6 +76,8 @@ def dashboard(
         llc: Keys of the `LLC` observables; they share their plots.
         kernel: Keys of the `LossKernel` observables; none, no section.
         influence: Keys of the `Influence` observables; none, no section.
+        refinements: Names of the `Refinement`s; none, no section.
+        susceptibility: Keys of the `Susceptibility` observables; none, no section.
         save: Whether to save it to W&B; False needs no network.
 
     Returns:
@@ -85,19 +93,17 @@ def dashboard(
         >>> [section.name for section in workspace.sections]
         ['LLC', 'Stages', 'Loss kernel', 'Influence', 'Health and cost']
     """
-    for argument, value in (("entity", entity), ("project", project)):
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"Expected `{argument}` to be the name of a W&B {argument}, but got {value!r}.")
-    for argument, keys in (("llc", llc), ("kernel", kernel), ("influence", influence)):
-        if isinstance(keys, str):
-            raise TypeError(f"Expected `{argument}` to be a list of keys, such as [{keys!r}], but got {keys!r}.")
+    _check_names(entity=entity, project=project)
+    _check_lists(llc=llc, kernel=kernel, influence=influence, refinements=refinements, susceptibility=susceptibility)
     workspaces, panels = _workspaces()
     build = _Panels(panels)
     content = {
         "LLC": build.llc(llc) if llc else [],
+        "Refined LLC": build.refinements(llc or ("llc",), refinements) if refinements else [],
         "Stages": build.stages(),
         "Loss kernel": build.kernel(kernel) if kernel else [],
         "Influence": build.influence(influence) if influence else [],
+        "Susceptibility": build.susceptibility(susceptibility) if susceptibility else [],
         "Health and cost": build.health(),
     }
     sections = [
@@ -129,6 +135,13 @@ class _Panels:
             self._line("LLC from the variance of the loss", _each(keys, "variance_llc")),
         ]
 
+    def refinements(self, keys: Sequence[str], names: Sequence[str]) -> list[Any]:
+        return [
+            self._line("Refined LLC", [key_of(key, name, "mean") for key in keys for name in names]),
+            self._image("Refined LLCs over the stages", logged.REFINEMENTS),
+            self._line("R-hat of the refinements", [key_of("health", name, "rhat") for name in names]),
+        ]
+
     def stages(self) -> list[Any]:
         return [
             self._image("Loss and LLC with their stages", logged.FIGURE),
@@ -158,6 +171,15 @@ class _Panels:
             *(self._table(key_of(key, "events")) for key in keys),
         ]
 
+    def susceptibility(self, keys: Sequence[str]) -> list[Any]:
+        return [
+            *(self._image("Which data each part works for", key_of(key, "map")) for key in keys),
+            *(self._image("Samples by what works for them", key_of(key, "components")) for key in keys),
+            self._line("Share of the first component", _each(keys, "pc1_share")),
+            self._line("Share that all parts have in common", _each(keys, "uniform_share")),
+            self._line("Share of entries beyond noise: 0.05 is none", _each(keys, "significant")),
+        ]
+
     def health(self) -> list[Any]:
         return [
             *(self._line(title, [key_of("health", name)]) for title, name in _HEALTH),
@@ -172,6 +194,18 @@ class _Panels:
 
     def _table(self, key: str) -> Any:
         return self._panels.WeavePanelSummaryTable(table_name=key)
+
+
+def _check_names(**given: Any) -> None:
+    for argument, value in given.items():
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"Expected `{argument}` to be the name of a W&B {argument}, but got {value!r}.")
+
+
+def _check_lists(**given: Any) -> None:
+    for argument, keys in given.items():
+        if isinstance(keys, str):
+            raise TypeError(f"Expected `{argument}` to be a list of keys, such as [{keys!r}], but got {keys!r}.")
 
 
 def _workspaces() -> tuple[Any, Any]:

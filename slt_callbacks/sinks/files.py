@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from slt_callbacks.basics.plain import as_json
 from slt_callbacks.detection.records import Stage
-from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.figures.pictures import image_of, scale_of
+from slt_callbacks.figures.refinements import refinement_report
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
+from slt_callbacks.observables.media import Picture, Scatter
 from slt_callbacks.sinks.base import Publication
 from slt_callbacks.sinks.seldom import Seldom
 
-_A_STORY = 5  # measurements: fewer have no stages
+A_STORY = 5  # measurements: fewer have no stages
 
 
 class FileSink:
@@ -34,8 +36,8 @@ class FileSink:
 
     The matrices are written where the detectors have found something (of many events, ever fewer) and at the end, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
-    that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json`` and
-    ``stages.png``, where there were measurements enough for one (five).
+    that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json``,
+    ``stages.png``, and with refinements ``refinements.png``, where there were measurements enough for one (five).
 
     Args:
         dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger.
@@ -69,11 +71,14 @@ class FileSink:
         """Write the pictures and tables, and at an event the matrices."""
         step = publication.measurement.step
         for key, picture in publication.pictures.items():
+            image = image_of(picture)
+            if image is None:
+                continue
             path = self._folder / f"{key}-{step:08d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             text = PngInfo()
-            text.add_text("Description", caption(step, picture.caption))
-            correlation_map(picture.matrix).save(path, pnginfo=text)
+            text.add_text("Description", caption(step, picture))
+            image.save(path, pnginfo=text)
         for key, rows in publication.tables.items():
             columns = list(dict.fromkeys(name for row in rows for name in row))
             replace_file(self._folder / f"{key}-{step:08d}.csv", csv_bytes(rows, columns))
@@ -84,12 +89,13 @@ class FileSink:
 
     def finish(self, report: Report) -> None:
         """Write the story of the run."""
-        if len(report.history) < _A_STORY:
+        if len(report.history) < A_STORY:
             return
-        write_tables(self._folder, report.stages, report.rows)
-        figure = report_figure(report)
-        if figure is not None:
-            figure.savefig(self._folder / "stages.png", dpi=150)
+        write_tables(self._folder, report)
+        for name, draw in (("stages", report_figure), ("refinements", refinement_report)):
+            figure = draw(report)
+            if figure is not None:
+                figure.savefig(self._folder / f"{name}.png", dpi=150)
 
     def close(self) -> None:
         """Write the last matrices."""
@@ -104,9 +110,14 @@ class FileSink:
         write_matrices(self._folder / f"matrices-{step:08d}.npz", step, matrices)
 
 
-def caption(step: int, shown: str) -> str:
-    """What a picture shows, with the training step (W&B's sliders know another) and the scale."""
-    return f"step {step}: {shown}; blue -1, white 0, red 1"
+def caption(step: int, shown: Picture | Scatter) -> str:
+    """What a picture shows, with the training step (W&B's sliders know another) and the scale.
+
+    Example:
+        >>> caption(3, Picture(torch.eye(2), "two samples", limit=0.5))
+        'step 3: two samples; blue -0.5, white 0, red 0.5'
+    """
+    return "; ".join(filter(None, (f"step {step}: {shown.caption}", scale_of(shown))))
 
 
 def write_matrices(file: Any, step: int, matrices: Mapping[str, torch.Tensor]) -> None:
@@ -124,25 +135,26 @@ def write_matrices(file: Any, step: int, matrices: Mapping[str, torch.Tensor]) -
     np.savez_compressed(file, allow_pickle=False, step=np.asarray(step), **arrays)
 
 
-def write_tables(folder: Path, stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_tables(folder: Path, report: Report) -> None:
     """``stages.csv`` and ``events.json``, for a person to read.
 
     Args:
         folder: Made where it is missing.
-        stages: One row each.
-        rows: One event each, builtins.
+        report: The story so far.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> write_tables(folder, [], [{"step": 3, "z": float("nan")}])
+        >>> write_tables(folder, Report([], rows=[{"step": 3, "z": float("nan")}]))
         >>> json.loads((folder / "events.json").read_text())  # JSON has no NaN
         [{'step': 3, 'z': None}]
         >>> (folder / "stages.csv").read_text()[:25]
         'stage,type,status,start_s'
     """
-    replace_file(folder / "stages.csv", csv_bytes([asdict(s) for s in stages], [f.name for f in fields(Stage)]))
-    events = [{key: as_json(value) for key, value in row.items()} for row in rows]
+    stages = report.stage_rows
+    columns = dict.fromkeys([*(f.name for f in fields(Stage)), *(name for row in stages for name in row)])
+    replace_file(folder / "stages.csv", csv_bytes(stages, list(columns)))
+    events = [{key: as_json(value) for key, value in row.items()} for row in report.rows]
     replace_file(folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
 
 

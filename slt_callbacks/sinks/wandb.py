@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,13 +10,14 @@ import wandb
 
 from slt_callbacks.basics import keys
 from slt_callbacks.basics.keys import PREFIX, key_of
-from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.figures.pictures import image_of
+from slt_callbacks.figures.refinements import refinement_report
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
-from slt_callbacks.observables.media import Picture
+from slt_callbacks.observables.media import Picture, Scatter
 from slt_callbacks.sinks.base import Publication
 from slt_callbacks.sinks.each import logger_name, to_each
-from slt_callbacks.sinks.files import caption, write_matrices
+from slt_callbacks.sinks.files import A_STORY, caption, write_matrices
 from slt_callbacks.sinks.rows import Rows
 from slt_callbacks.sinks.seldom import Seldom
 
@@ -83,10 +83,17 @@ class WandbSink:
         self._to_each(write)
 
     def finish(self, report: Report) -> None:
-        """Stages and their figure in their last form; where nothing has happened, the charts say it all."""
+        """Stages and their figures in their last form; where nothing has happened, the charts say it all.
+
+        Of refinements they do not: no chart has one beside the other, so that their figure is shown in any case.
+        """
         if report.rows:
-            stages = [asdict(stage) for stage in report.stages]
-            self._to_each(lambda rows: rows.add({}, self._last_step, partial(_story, report.rows, stages, report)))
+            told = partial(_story, report.rows, report.stage_rows, report)
+        elif len(report.history) >= A_STORY and report.refined is not None:
+            told = partial(_refinements, report)
+        else:
+            return
+        self._to_each(lambda rows: rows.add({}, self._last_step, told))
 
     def close(self) -> None:
         """The last row and matrices; the runs belong to the user."""
@@ -186,21 +193,33 @@ def _log_matrices(run: Any, publication: Publication | None) -> None:
 def _media(publication: Publication, tells: bool) -> dict[str, Any]:
     media = _story(publication.events, publication.stages, publication.report) if tells else {}
     media |= {key_of(key): _table(rows) for key, rows in publication.tables.items()}
-    return media | {key_of(key): _image(publication, picture) for key, picture in publication.pictures.items()}
+    step = publication.measurement.step
+    images = {key_of(key): _image(step, picture) for key, picture in publication.pictures.items()}
+    return media | {key: image for key, image in images.items() if image is not None}
 
 
 def _story(
     events: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], report: Report | None
 ) -> dict[str, Any]:
     story: dict[str, Any] = {keys.EVENTS: _table(events), keys.STAGES: _table(stages)}
-    figure = None if report is None else report_figure(report)
-    if report is not None and figure is not None:
-        story[keys.FIGURE] = wandb.Image(figure, caption=f"up to step {report.history[-1].step}")
+    if report is not None:
+        story |= _drawn(keys.FIGURE, report_figure(report), report) | _refinements(report)
     return story
 
 
-def _image(publication: Publication, picture: Picture) -> wandb.Image:
-    return wandb.Image(correlation_map(picture.matrix), caption=caption(publication.measurement.step, picture.caption))
+def _refinements(report: Report) -> dict[str, Any]:
+    return _drawn(keys.REFINEMENTS, refinement_report(report), report)
+
+
+def _drawn(key: str, figure: Any, report: Report) -> dict[str, Any]:
+    if figure is None:
+        return {}
+    return {key: wandb.Image(figure, caption=f"up to step {report.history[-1].step}")}
+
+
+def _image(step: int, shown: Picture | Scatter) -> wandb.Image | None:
+    image = image_of(shown)
+    return None if image is None else wandb.Image(image, caption=caption(step, shown))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> wandb.Table:

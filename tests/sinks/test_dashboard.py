@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slt_callbacks import Influence, LossKernel, SamplerConfig, dashboard
+from slt_callbacks import LLC, Influence, LossKernel, Refinement, SamplerConfig, Susceptibility, dashboard
 from tests.callbacks.test_watch import PlantedLLC
 from tests.sinks.backend import fake_backend
 from tests.sinks.test_sinks import offline_logger, records
@@ -84,6 +84,50 @@ def test_what_it_shows_is_what_a_monitor_logs(tmp_path: Path, monkeypatch: pytes
     groups = {key for key in items if re.fullmatch(pattern, key)}
     assert groups
     assert all(key.startswith("slt/influence/group/") for key in groups)
+
+
+def test_refinements_and_susceptibilities_have_sections_of_what_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chi = Susceptibility(labels=[index % 2 for index in range(48)])
+    logger = offline_logger(tmp_path, monkeypatch)
+    short = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=0)
+    parts = {"first": Refinement("net.0.*"), "last": Refinement("net.4.*")}
+    fit(
+        monitor(observables={"llc": LLC(), "chi": chi}, refinements=parts, sampler=short, every_n_train_steps=1),
+        max_steps=5,
+        logger=logger,
+    )
+    rows = [record["history"]["item"] for record in records(logger) if record["type"] == "history"]
+    items = {key for row in rows for key in row}
+    workspace = dashboard("me", "mine", kernel=[], influence=[], refinements=parts, susceptibility=["chi"], save=False)
+    sections = ["LLC", "Refined LLC", "Stages", "Susceptibility", "Health and cost"]
+    assert [section.name for section in workspace.sections] == sections
+    shown = {panel.title: panel.y for panel in workspace.sections[1].panels if hasattr(panel, "y")}
+    assert shown == {
+        "Refined LLC": ["slt/llc/first/mean", "slt/llc/last/mean"],
+        "R-hat of the refinements": ["slt/health/first/rhat", "slt/health/last/rhat"],
+    }
+    asked = {key for panel in workspace.sections[3].panels if hasattr(panel, "y") for key in panel.y}
+    assert asked == {f"slt/chi/{name}" for name in ("pc1_share", "uniform_share", "significant")}
+    assert {key for keys in shown.values() for key in keys} | asked <= items
+    assert images(workspace) == ["slt/refinements", "slt/figure", "slt/chi/map", "slt/chi/components"]
+    assert {f"{key}._type" for key in images(workspace)} - {"slt/figure._type"} <= items, (
+        "no event, no figure of stages"
+    )
+
+
+def test_refinements_of_several_llcs_share_one_plot() -> None:
+    workspace = dashboard("me", "mine", llc=["loss", "finer"], refinements=["h0"], save=False)
+    assert workspace.sections[1].panels[0].y == ["slt/loss/h0/mean", "slt/finer/h0/mean"]
+    alone = dashboard("me", "mine", llc=[], refinements=["h0"], save=False)
+    assert alone.sections[0].panels[0].y == ["slt/llc/h0/mean"], "an LLC is measured of a refinement in any case"
+
+
+@pytest.mark.parametrize("argument", ["refinements", "susceptibility"])
+def test_names_of_parts_go_into_a_list_as_well(argument: str) -> None:
+    with pytest.raises(TypeError, match=rf"Expected `{argument}` to be a list of keys, such as \['k'\], but got 'k'"):
+        dashboard("me", "mine", save=False, **{argument: "k"})  # type: ignore[call-overload]
 
 
 def batches() -> Any:

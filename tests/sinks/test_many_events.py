@@ -51,6 +51,8 @@ def test_tables_and_figures_are_told_ever_more_rarely_and_at_the_end(
     drawn: list[int] = []
     monkeypatch.setattr(wandb_sink, "_table", lambda rows: lengths.append(len(rows)) or 0)
     monkeypatch.setattr(wandb_sink, "report_figure", lambda report: drawn.append(len(report.rows)))
+    refined: list[int] = []
+    monkeypatch.setattr(wandb_sink, "refinement_report", lambda report: refined.append(len(report.rows)))
     monkeypatch.setattr(wandb_sink, "_log_matrices", lambda run, publication: None)
     told = story(WandbSink(), FileSink(tmp_path), loggers=[offline_logger(tmp_path, monkeypatch)])
     for step in range(1, MANY + 1):
@@ -61,6 +63,7 @@ def test_tables_and_figures_are_told_ever_more_rarely_and_at_the_end(
     assert drawn[:16] == list(range(1, 17))
     assert drawn[-1] == MANY, "all of it at the end"
     assert len(drawn) < 16 + 18
+    assert refined == drawn
     assert sum(events) < 6 * MANY, "a few rows written for each event"
     assert len(list(tmp_path.glob("matrices-*.npz"))) < 16 + 18
 

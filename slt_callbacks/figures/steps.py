@@ -1,0 +1,141 @@
+"""What every panel over training steps shares: its axis, its shaded stages, and which points are sound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slt_callbacks.detection.records import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# Okabe and Ito: told apart by colour-blind readers, and by their shade in print.
+GREY = "0.45"
+_LLC = "#D55E00"
+_RHAT = 1.2  # above it the chains disagree by more than a fifth of their own spread
+_STAGES = {
+    "A": ("#E69F00", "A: LLC up, loss down"),
+    "B": ("#56B4E9", "B: LLC down, loss down"),
+    "C": ("#CC79A7", "C: LLC up, loss not down"),
+    "D": ("#009E73", "D: LLC down, loss not down"),
+    "plateau": ("0.55", "plateau: LLC steady"),
+}
+_LOG_GROWTH = 8.0  # of the gaps between measurements, first quarter to last; on a linear schedule they are equal
+_ROOM = 0.11  # width of a stage, as a share of an axis as wide as a page, that has room for the word "plateau"
+
+
+def disagree(rhat: float) -> bool:
+    """Whether R-hat says that the chains disagree; it says nothing where it is unknown.
+
+    Example:
+        >>> disagree(1.3), disagree(1.2), disagree(np.nan)
+        (True, False, False)
+    """
+    return rhat > _RHAT
+
+
+def set_steps(axes: Axes, steps: Array, log_steps: bool | None) -> None:
+    """Make the x axis one of training steps.
+
+    Args:
+        axes: Theirs.
+        steps: Of the measurements, in order, ``(T,)``.
+        log_steps: Whether it is logarithmic; None: where measurements are eight times farther apart in the end than in
+            the beginning. Step 0 keeps a place on it.
+    """
+    logarithmic = _log_spaced(steps) if log_steps is None else log_steps
+    first, last = float(steps[0]), float(steps[-1])
+    if logarithmic and first <= 0:
+        axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
+        axes.set_xlim(-0.1, 1.08 * max(last, 1.0))
+    elif logarithmic:
+        axes.set_xscale("log")
+        axes.set_xlim(0.93 * first, 1.08 * last)
+    else:
+        margin = 0.015 * (last - first) or 1.0
+        axes.set_xlim(first - margin, last + margin)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.set_xlabel("training step")
+
+
+def stage_spans(stages: Sequence[Stage]) -> list[tuple[float, float, str, str]]:
+    """From which step to which each stage is shaded, its colour, and what the legend says of it.
+
+    A stage reaches up to the first point of the next one.
+    """
+    ends = [*(stage.start_step for stage in stages[1:]), *(stage.end_step for stage in stages[-1:])]
+    return [
+        (stage.start_step, end, *_STAGES.get(stage.type, ("0.8", stage.type)))
+        for stage, end in zip(stages, ends, strict=True)
+    ]
+
+
+def shade_stages(axes: Axes, stages: Sequence[Stage], *, labelled: bool = False) -> None:
+    """Shade every stage by its type, with a line at each boundary.
+
+    Args:
+        axes: Over training steps.
+        stages: In order.
+        labelled: Whether the legend is to name the types, each once.
+    """
+    named: set[str] = set()
+    for number, (start, end, colour, label) in enumerate(stage_spans(stages)):
+        first = labelled and label not in named
+        axes.axvspan(start, end, color=colour, alpha=0.2, linewidth=0, label=label if first else None)
+        if number:
+            axes.axvline(start, color=GREY, linewidth=0.8)
+        named.add(label)
+
+
+def name_stages(axes: Axes, stages: Sequence[Stage], at: float = 1.02, room: float = _ROOM) -> None:
+    """Write the type of each stage above the axes, where there is room for it.
+
+    Args:
+        axes: Over training steps, the limits already set.
+        stages: In order.
+        at: Height of the foot of the letters, as a share of that of the axes.
+        room: Share of their width that the word "plateau" takes.
+    """
+    for stage, (start, end, *_) in zip(stages, stage_spans(stages), strict=True):
+        places = (axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (start, end))
+        left, right = (min(max(place, 0.0), 1.0) for place in places)  # measurements may begin later
+        if right - left > room or (len(stage.type) == 1 and right > left):
+            axes.text((left + right) / 2, at, stage.type, transform=axes.transAxes, ha="center", weight="bold")
+
+
+def draw_llc(
+    axes: Axes, steps: Array, mean: Array, stderr: Array, hollow: Sequence[bool], size: float = 18, width: float = 1.5
+) -> None:
+    """Draw an LLC with its error band; points whose chains disagree are hollow, and NaN is a gap.
+
+    Args:
+        axes: Over training steps.
+        steps: Of the measurements, ``(T,)``.
+        mean: The LLC, ``(T,)``.
+        stderr: Its standard error, ``(T,)``; NaN is drawn as none.
+        hollow: Whether the chains disagree, of every measurement.
+        size: Of a point, in square points.
+        width: Of the line, in points.
+    """
+    error = 2 * np.nan_to_num(stderr)
+    if np.nanmin(mean, initial=0.0) < 0:
+        axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.fill_between(
+        steps, mean - error, mean + error, color=_LLC, alpha=0.3, linewidth=0, label="± 2 standard errors"
+    )
+    axes.plot(steps, mean, color=_LLC, linewidth=width)
+    for wanted, fill, label in ((False, _LLC, "LLC"), (True, "white", "chains disagree (R-hat > 1.2)")):
+        at = np.array(hollow, dtype=bool) == wanted
+        if at.any():
+            axes.scatter(steps[at], mean[at], s=size, c=fill, edgecolors=_LLC, zorder=3, label=label)
+
+
+def _log_spaced(steps: Array) -> bool:
+    gaps = np.diff(steps)
+    quarter = max(1, len(gaps) // 4)
+    return len(gaps) > 1 and bool(np.median(gaps[-quarter:]) > _LOG_GROWTH * np.median(gaps[:quarter]))
