@@ -53,14 +53,14 @@ class Selection:
             if not found:
                 raise ValueError(
                     f"Expected `parameters` to name trainable parameters of {type(module).__name__}, but {pattern!r} "
-                    f"matches none: there are {_listed([name for name, p in named.items() if p.requires_grad])}."
+                    f"matches none: there are {listed([name for name, p in named.items() if p.requires_grad])}."
                 )
             chosen |= dict.fromkeys(map(id, found))
         for name, index in self.slices.items():
             if name not in named or id(named[name]) not in chosen:
                 selected = [other for other, parameter in named.items() if id(parameter) in chosen]
                 raise ValueError(
-                    f"Expected `slices` to name selected parameters, but got {name!r}: there are {_listed(selected)}."
+                    f"Expected `slices` to name selected parameters, but got {name!r}: there are {listed(selected)}."
                 )
             mask, other = _mask(name, named[name], index), chosen[id(named[name])]
             chosen[id(named[name])] = mask if other is None else mask | other  # two names of one tied parameter
@@ -69,6 +69,19 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for an error message: all, or the first of them where they are many.
+
+    Example:
+        >>> listed(["a", "b"])
+        'a, b'
+        >>> listed([str(number) for number in range(100)])[-18:]
+        '18, 19 and 80 more'
+    """
+    shown = ", ".join(names[:_MOST_NAMES])
+    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -88,8 +101,3 @@ def _mask(name: str, parameter: torch.Tensor, index: Any) -> torch.Tensor:
     if not mask.any():
         raise ValueError(f"Expected `slices[{name!r}]` to select weights, but {index!r} selects none.")
     return mask
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
