@@ -66,18 +66,18 @@ class Run:
         )
 
 
-def rows() -> list[Row]:
+def rows() -> Iterator[Row]:
     """Two moments of five models; a quarter of an hour."""
-    runs = [_run(problem) for name in real_models.RECIPES for problem in real_models.trained(name)]
+    runs = []
+    for problem in (problem for name in real_models.RECIPES for problem in real_models.trained(name)):
+        runs.append(_run(problem))
+        yield Row(f"  {runs[-1].name}", runs[-1].error, "%", note=runs[-1].line())
     good = sum(run.found["health"]["rhat"] < _GOOD_RHAT for run in runs)
     errors = [run.error for run in runs]
     note = f"of {len(runs)} runs; the long chains' standard error is {_median(_noise(runs)):.1f} % at the median"
-    return [
-        at_most("defaults: median error of the LLC", _median(errors), 5.0, "%", note),
-        Row("defaults: runs with R-hat < 1.05", good, f"of {len(runs)}", ">= 9", good >= 9),
-        at_most("defaults: most gradients of samples", max(run.samples for run in runs), 40_000, ""),
-        *(Row(f"  {run.name}", run.error, "%", note=run.line()) for run in runs),
-    ]
+    yield at_most("defaults: median error of the LLC", _median(errors), 5.0, "%", note)
+    yield Row("defaults: runs with R-hat < 1.05", good, f"of {len(runs)}", ">= 9", good >= 9)
+    yield at_most("defaults: most gradients of samples", max(run.samples for run in runs), 40_000, "")
 
 
 def _run(problem: Problem) -> Run:

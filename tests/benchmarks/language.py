@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slt_callbacks import SGLD, SamplerConfig
+from slt_callbacks import SGLD, Dynamics, SamplerConfig
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.data.reference import ReferenceSet
 
@@ -21,9 +21,11 @@ NUM_CHAINS = 4
 _LAST_STEP, _EVERY = 3000, 300
 
 
-def settings(num_draws: int, num_burnin_steps: int, num_chains: int = NUM_CHAINS) -> SamplerConfig:
+def settings(
+    num_draws: int, num_burnin_steps: int, num_chains: int = NUM_CHAINS, dynamics: Dynamics | None = None
+) -> SamplerConfig:
     return SamplerConfig(
-        SGLD(STEP_SIZE),
+        SGLD(STEP_SIZE) if dynamics is None else dynamics,
         nbeta=NBETA,
         localization=LOCALIZATION,
         num_chains=num_chains,
