@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
-from slt_callbacks import Alert, SamplerConfig, SLTMonitor, log_linear_steps, stage_figure
+from slt_callbacks import Alert, Refinement, SamplerConfig, SLTMonitor, behavioral, log_linear_steps, stage_figure
 
 VOCABULARY = 256  # bytes
 CONTEXT = 64
@@ -108,6 +108,13 @@ def next_byte_losses(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tens
     return cross_entropy(module(windows[:, :-1]).mT, windows[:, 1:], reduction="none")
 
 
+def next_byte_logits(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """What the model says of every byte of every window, shape (B, T, V)."""
+    (windows,) = batch
+    logits: torch.Tensor = module(windows[:, :-1])
+    return logits
+
+
 # ------------------------------------------------------------------------------------------------------------- the LLC
 def make_monitor(held_out: TensorDataset, args: argparse.Namespace) -> SLTMonitor:
     sampler = SamplerConfig(
@@ -128,6 +135,8 @@ def make_monitor(held_out: TensorDataset, args: argparse.Namespace) -> SLTMonito
         schedule=schedule,
         max_overhead=None,  # a real run keeps the default, 10 %; a demo this short could then measure only a few times
         on_event=[Alert()],  # where a stage begins; online W&B sends it by mail or to Slack
+        # The LLC of what the model does now, whether or not that is a minimum of its loss: never below 0.
+        refinements={"function": Refinement(loss_fn=behavioral(next_byte_logits, "kl"))},
         seed=args.seed,
     )
 
@@ -155,13 +164,16 @@ def where_to_look(run: wandb.Run) -> str:
 
 # --------------------------------------------------------------------------------------------------------- the results
 def print_table(monitor: SLTMonitor) -> None:
-    print(f"\n{'step':>6}  {'loss':>6}  {'LLC':>7} +- {'stderr':<6}  {'R-hat':>6}")
+    print(f"\n{'step':>6}  {'loss':>6}  {'LLC':>7} +- {'stderr':<6}  {'R-hat':>6}  {'function':>8}")
     for measurement in monitor.history:
         llc = measurement["llc"]
         estimate = f"{llc['mean']:>7.2f} +- {llc['stderr']:<6.2f}"
+        function = measurement.refinements["function"]["llc"]["mean"]
         print(
-            f"{measurement.step:>6}  {llc['reference_loss']:>6.3f}  {estimate}  {measurement['health']['rhat']:>6.2f}"
+            f"{measurement.step:>6}  {llc['reference_loss']:>6.3f}  {estimate}  {measurement['health']['rhat']:>6.2f}  "
+            f"{function:>8.2f}"
         )
+    print("function: the LLC of the divergence from what the model says now (behavioral), which is never below 0.")
 
 
 def simple_guesses(train: TensorDataset) -> dict[str, float]:

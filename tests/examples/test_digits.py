@@ -26,7 +26,7 @@ def run(folder: Path, *arguments: str) -> tuple[str, np.ndarray]:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    rows = re.findall(r"^ +(\d+)" + r" +(\S+)" * 6 + "$", result.stdout, flags=re.MULTILINE)
+    rows = re.findall(r"^ +(\d+)" + r" +(\S+)" * 7 + "$", result.stdout, flags=re.MULTILINE)
     return result.stdout, np.array(rows, dtype=float)
 
 
@@ -34,7 +34,7 @@ def test_a_smoke_run_prints_measurements_and_leaves_maps_and_a_figure(tmp_path: 
     _, numbers = run(tmp_path, "--smoke")
     assert numbers[0, 0] == 1
     assert numbers[-1, 0] == 12
-    assert np.isnan(numbers[0, 5:]).all(), "nothing to compare the first with"
+    assert np.isnan(numbers[0, 6:]).all(), "nothing to compare the first with"
     assert np.isfinite(numbers[1:]).all()
     for kind, size in (("kernel", (280, 280)), ("influence", (35, 280))):
         maps = sorted((tmp_path / "out" / "slt" / kind).glob("map-*.png"))
@@ -49,7 +49,9 @@ def test_a_smoke_run_prints_measurements_and_leaves_maps_and_a_figure(tmp_path: 
 @pytest.mark.slow
 def test_digits_that_nobody_named_come_apart_as_the_network_learns(tmp_path: Path) -> None:
     printed, numbers = run(tmp_path)
-    _, loss, _, contrast, rank, _, _ = numbers.T
+    _, loss, llc, function, contrast, rank, _, _ = numbers.T
+    assert llc.min() < -50
+    assert function.min() > 0
     assert loss[-1] < 0.05 < 0.5 < loss[0]
     # Without blocks the contrast is noise of both signs about 0; three seeds gave 0.01 to 0.03, then 0.16 to 0.23.
     assert contrast[0] < 0.05

@@ -47,11 +47,12 @@ def smoke(home: Path) -> tuple[Path, str]:
 
 def test_smoke_prints_a_table_of_finite_measurements(smoke: tuple[Path, str]) -> None:
     folder, printed = smoke
-    rows = re.findall(r"^ *(\d+) +(\S+) +(\S+) \+- (\S+) +(\S+)$", printed, flags=re.MULTILINE)
+    rows = re.findall(r"^ *(\d+) +(\S+) +(\S+) \+- (\S+) +(\S+) +(\S+)$", printed, flags=re.MULTILINE)
 
     assert [int(row[0]) for row in rows] == [1, 2, 3, 6, 12]
     assert np.isfinite([[float(value) for value in row] for row in rows]).all()
     assert all(0 < float(loss) < 6 for _, loss, *_ in rows)
+    assert all(float(function) > 0 for *_, function in rows)
     assert "logging offline" in printed
     _, stages = printed.split("\nThe stages:\n")
     (stage,) = re.findall(r"^  (\S+) +steps +(\d+) to +(\d+): LLC +(\S+) -> +(\S+)$", stages, flags=re.MULTILINE)
