@@ -11,6 +11,8 @@ from torch import nn
 
 from slt_callbacks import (
     LLC,
+    SGHMC,
+    SGLD,
     LeimkuhlerMatthews,
     LossKernel,
     Measurement,
@@ -384,6 +386,26 @@ class TestInTurn:
         assert list(found.refinements) == list(expected.refinements)
         for name, record in found.refinements.items():
             assert torch.equal(record["llc"]["loss_trace"], expected.refinements[name]["llc"]["loss_trace"])
+
+    @pytest.mark.parametrize("dynamics", [SGLD(1e-3), LeimkuhlerMatthews(1e-3), SGHMC(1e-3)])
+    def test_of_a_slice_only_what_moves_is_stored(self, dynamics: Any) -> None:
+        """A head of a fused layer is a hundredth of it, and there may be a hundred heads."""
+        config = settings(dynamics=dynamics, num_draws=4, num_burnin_steps=4)
+
+        def estimator() -> Estimator:
+            parts = RefinementSet({"three": Refinement("w", slices={"w": slice(10, 13)})})
+            reference, loss_fn = draw_reference(TWO_SAMPLES), Quadratic(torch.ones(1000))
+            return Estimator(reference, loss_fn, None, config, persistent=True, refinements=parts)
+
+        one, other = estimator(), estimator()
+        one.measure(Weights(1000), 1)
+        vectors = 1 + len(dynamics.init(torch.zeros(1)))
+        assert one.stored_bytes == config.num_chains * vectors * 4 * (1000 + 3)
+        other.load_state_dict(one.state_dict())
+        found, again = one.measure(Weights(1000), 2), other.measure(Weights(1000), 2)
+        trace = found.refinements["three"]["llc"]["loss_trace"]
+        assert torch.equal(trace, again.refinements["three"]["llc"]["loss_trace"])
+        assert float(trace[:, 0].min()) > 0  # it goes on where it was, and not at w*
 
     def test_another_refinement_of_the_same_name_starts_afresh_and_says_so(self) -> None:
         first = self.estimator(3)

@@ -17,7 +17,7 @@ from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.engine_choice import EngineChoice
-from slt_callbacks.sampling.memory import ChainMemory
+from slt_callbacks.sampling.memory import ChainMemory, moving, whole
 from slt_callbacks.sampling.pilot import Pilot, gradients_ahead
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.scout import Scout, curvature_places
@@ -117,18 +117,19 @@ class Target:
         Where chains go on and their step may change without a bias, that where one of them stands, another one every
         time: it says more of the step, and costs less than both.
         """
+        fork = objective.fork
+        self.memory.check(len(fork), fork.moves())
         self._ahead = self._look_ahead(objective, step)
         self._new_direction = self._direction
         if self._ahead is not None:
             return self._ahead.curvature
-        fork = objective.fork
         rng = generator(fork.device, self._seed, step, _CURVATURE_STREAM)
-        if self._direction is not None and len(self._direction) != len(fork):
+        if self._direction is not None and len(self._direction) != fork.num_moving:
             self._direction = None  # parameters were frozen or added since
-        start_from = None if self._direction is None else self._direction.to(fork.device)
+        start_from = None if self._direction is None else whole(self._direction.to(fork.device), fork.moves())
         places = None if self.stride.is_biased else curvature_places(objective)
         curvature, direction = largest_curvature(objective, self.posterior, rng, start_from, places)
-        self._new_direction = direction if self._persistent else None
+        self._new_direction = moving(direction, fork.moves()) if self._persistent else None
         return float(self._exchange.first(curvature))
 
     def settle(self, objective: Objective, step: int, curvature: float) -> int:
@@ -166,7 +167,6 @@ class Target:
     def chains(self, objective: Objective, step: int) -> list[Chain]:
         """This process's chains: new random numbers, and the places where the last ones ended."""
         fork = objective.fork
-        self.memory.check(len(fork))
         self._num_parameters = fork.num_moving
         chains = self._own(make_chains(self._config, fork.device, self._seed, step, self.memory.past))
         self.memory.resume(chains, fork.device)
@@ -244,7 +244,7 @@ class Target:
             return None
         found = None
         fork = objective.fork
-        if chain in self.memory.past and len(self.memory.displacement(chain)) == len(fork):
+        if chain in self.memory.past:
             fork.reset(self.memory.displacement(chain))
             scout = self.scout(objective, step, self.stride.last_curvature)
             found = scout.stiffness(chain, fork.position.clone())

@@ -20,7 +20,7 @@ class Place:
     """Where a chain has ended.
 
     Attributes:
-        displacement: ``w - w*`` ``(P,)``; never written to.
+        displacement: ``w - w*`` of the weights that move, flat; never written to.
         state: Of its dynamics.
         sgld_step: Steps that `state` has seen.
     """
@@ -59,6 +59,7 @@ class ChainMemory:
     def __init__(self, on_cpu: bool = False) -> None:
         self._on_cpu = on_cpu
         self._places: dict[int, Place] = {}
+        self._moves: torch.Tensor | None = None
 
     @property
     def past(self) -> dict[int, int]:
@@ -67,7 +68,7 @@ class ChainMemory:
 
     def displacement(self, chain: int) -> torch.Tensor:
         """Where a chain that is remembered has ended, ``w - w*`` ``(P,)``; not to be changed."""
-        return self._places[chain].displacement
+        return whole(self._places[chain].displacement, self._moves)
 
     @property
     def num_bytes(self) -> int:
@@ -79,13 +80,20 @@ class ChainMemory:
         """Let every chain start afresh."""
         self._places = {}
 
-    def check(self, num_parameters: int) -> None:
-        """Forget, with a warning, chains of other parameters than there are now."""
+    def check(self, num_parameters: int, moves: torch.Tensor | None = None) -> None:
+        """Forget, with a warning, chains of other weights than there are now.
+
+        Args:
+            num_parameters: P.
+            moves: True where weights move, bool ``(P,)``, which are the only ones to be stored; None for all.
+        """
+        self._moves = moves
+        num_weights = num_parameters if moves is None else int(moves.sum())
         for place in self._places.values():
-            if len(place.displacement) != num_parameters:
+            if len(place.displacement) != num_weights:
                 warnings.warn(
                     f"The chains were kept for {len(place.displacement)} trainable parameters, but the module now has "
-                    f"{num_parameters}: they start afresh.",
+                    f"{num_weights}: they start afresh.",
                     stacklevel=2,
                 )
                 self.clear()
@@ -97,9 +105,9 @@ class ChainMemory:
             place = self._places.get(chain.index)
             if place is None:
                 continue
-            chain.displacement = place.displacement
+            chain.displacement = whole(place.displacement, self._moves)
             # A copy: the dynamics moves it in place, and an attempt that fails must not.
-            chain.state = {name: value.to(device, copy=True) for name, value in place.state.items()}
+            chain.state = {name: whole(value.to(device, copy=True), self._moves) for name, value in place.state.items()}
             chain.sgld_step = place.sgld_step
 
     def keep(self, chains: Sequence[Chain], gather: Callable[[Any], list[Any]] | None = None, rank: int = 0) -> None:
@@ -111,7 +119,7 @@ class ChainMemory:
                 writes the checkpoints.
             rank: Of this process.
         """
-        own = {chain.index: place for chain in chains if (place := _place_of(chain)) is not None}
+        own = {chain.index: place for chain in chains if (place := _place_of(chain, self._moves)) is not None}
         if self._on_cpu:
             own = _on_cpu(own)
         if gather is not None:
@@ -133,11 +141,26 @@ def _on_cpu(places: Mapping[int, Place]) -> dict[int, Place]:
     return {index: place.to(_CPU) for index, place in places.items()}
 
 
-def _place_of(chain: Chain) -> Place | None:
+def whole(stored: torch.Tensor, moves: torch.Tensor | None) -> torch.Tensor:
+    """What was stored of the weights that move, ``(P,)``, with 0 for the others."""
+    if moves is None:
+        return stored
+    found = stored.new_zeros(len(moves))
+    found[moves.to(stored.device)] = stored
+    return found
+
+
+def moving(vector: torch.Tensor, moves: torch.Tensor | None) -> torch.Tensor:
+    """Of a vector ``(P,)`` what belongs to the weights that move."""
+    return vector if moves is None else vector[moves.to(vector.device)]
+
+
+def _place_of(chain: Chain, moves: torch.Tensor | None) -> Place | None:
     """None for a chain that is not kept, or whose very last step, which no draw has seen, led nowhere."""
     if chain.displacement is None:
         return None
     farthest = torch.linalg.vector_norm(chain.displacement, math.inf)  # NaN wins; no temporary of the chain's size
     if not math.isfinite(farthest):
         return None
-    return Place(chain.displacement, chain.state or {}, chain.sgld_step)
+    state = {name: moving(value, moves) for name, value in (chain.state or {}).items()}
+    return Place(moving(chain.displacement, moves), state, chain.sgld_step)

@@ -100,6 +100,16 @@ class Fork:
             p.numel() if mask is None else int(mask.sum()) for p, mask in zip(self.parameters, self._masks, strict=True)
         )
 
+    def moves(self) -> torch.Tensor | None:
+        """True where weights of the flat vector move, bool ``(P,)``; None where all of them do."""
+        if all(mask is None for mask in self._masks):
+            return None
+        parts = [
+            torch.ones(parameter.numel(), dtype=torch.bool, device=self.device) if mask is None else mask.flatten()
+            for parameter, mask in zip(self.parameters, self._masks, strict=True)
+        ]
+        return torch.cat(parts)
+
     @torch.no_grad()
     def reset(self, displacement: torch.Tensor | None = None) -> None:
         """Back to the anchor, plus `displacement` ``(P,)`` where one is given; all else as it was at the fork."""
@@ -166,13 +176,10 @@ class Fork:
 
     def held_pieces(self) -> list[torch.Tensor | None]:
         """By piece, True at the weights that stay at the anchor, bool ``(n,)``; None where all of them move."""
-        if all(mask is None for mask in self._masks):
+        moves = self.moves()
+        if moves is None:
             return [None] * len(self.pieces)
-        held = [
-            torch.zeros(parameter.numel(), dtype=torch.bool, device=self.device) if mask is None else ~mask.flatten()
-            for parameter, mask in zip(self.parameters, self._masks, strict=True)
-        ]
-        gathered = [piece.gather(held) for piece in self.pieces]
+        gathered = [~piece.of(moves) for piece in self.pieces]
         return [piece if bool(piece.any()) else None for piece in gathered]
 
     def moving(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
