@@ -95,13 +95,13 @@ class Prospect:
 
     Example:
         >>> timed = TimedPass(2.303, True, "[Tensor[32, 3, 8, 8], Tensor[32]]", 32, 0.012, more_passes=70.0)
-        >>> prospect = Prospect("Net.training_step", 256, 50000, Weights(11_173_962), SamplerConfig(), 960, 660,
+        >>> prospect = Prospect("Net.training_step", 256, 50000, Weights(11_173_962), SamplerConfig(), 952, 668,
         ...                     timed=timed)
         >>> print(prospect.line(max_overhead=0.1, plan=Plan()))
         SLTMonitor: measuring `Net.training_step` (one loss a sample, now 2.303) on 256 of 50,000 samples in batches of
         [Tensor[32, 3, 8, 8], Tensor[32]]; chains move all 11,173,962 parameters. A measurement takes 4 chains of
-        LeimkuhlerMatthews(step_size='auto'), each with a burn-in of up to 90 steps and 150 draws: 960 gradient steps of
-        12 ms, about 12 s the first time and 8.5 s from then on. `max_overhead=0.1` allows one in every 1 min 25 s of
+        LeimkuhlerMatthews(step_size='auto'), each with a burn-in of up to 88 steps and 150 draws: 952 gradient steps of
+        12 ms, about 12 s the first time and 8.6 s from then on. `max_overhead=0.1` allows one in every 1 min 26 s of
         training.
     """
 

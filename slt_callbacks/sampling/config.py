@@ -13,7 +13,7 @@ from slt_callbacks.sampling.langevin import SGLD, RMSPropSGLD
 from slt_callbacks.sampling.underdamped import SGHMC, SGNHT
 
 ENGINES = ("auto", "sequential", "vectorized")
-MOST_BURN_IN = 90
+MOST_BURN_IN = 88
 """Steps that ``num_burnin_steps="auto"`` is at most: a chain that has to go further costs more than it tells."""
 
 
@@ -30,7 +30,7 @@ class SamplerConfig:
         num_draws: Draws a chain T.
         num_burnin_steps: Steps before the first draw. With persistent chains, those of the first measurement and the
             most that a later one may take. "auto": one and a half times 2 / (step_size localization), in which the
-            flattest direction forgets where it began, between 8 and 90; ``slt/health/num_burnin_steps`` tells how
+            flattest direction forgets where it began, between 8 and 88; ``slt/health/num_burnin_steps`` tells how
             many it were.
         num_steps_bw_draws: SGLD steps from one draw to the next.
         batch_size: Reference samples in a gradient step, without replacement and reshuffled (a remainder waits for the

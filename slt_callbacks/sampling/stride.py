@@ -54,7 +54,7 @@ class Stride:
         >>> stride.suits([Stiffness(curvature=400.0, noise=0.0, along_noise=400.0)], llc=3.0)  # stiffer than w* is
         False
         >>> stride.dynamics.step_size, stride.burn_in, stride.stability
-        (0.005, 90, 0.5)
+        (0.005, 88, 0.5)
     """
 
     def __init__(self, config: SamplerConfig, posterior: LocalPosterior) -> None:
