@@ -25,6 +25,7 @@ from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.refinement import RefinementSet
 from tests.problems import TWO_SAMPLES, Quadratic, Weights, settings, squared_error
+from tests.processes import on_ranks
 
 NBETA, GAMMA = 50.0, 5.0
 
@@ -234,6 +235,52 @@ class TestBehavioral:
         assert torch.equal(llc["loss_trace"][:, 0], torch.zeros(2, dtype=torch.float64))
         assert bool((llc["loss_trace"][:, 1:] > 0).all())
 
+    def test_random_numbers_are_those_of_the_targets(self) -> None:
+        """Global ones, as of a dropout that is always on, and those of a generator that the module holds."""
+
+        class Noisy(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer, self.own = nn.Linear(4, 3), torch.Generator().manual_seed(3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                noise = torch.rand(len(x), 1, generator=self.own)
+                out: torch.Tensor = nn.functional.dropout(self.layer(x), 0.5, training=True) * (1 + noise)
+                return out
+
+        torch.manual_seed(0)
+        for batch_size in (None, 4):
+            loss_fn, config = behavioral(lambda net, x: net(x), "mse"), settings(num_draws=5, batch_size=batch_size)
+            llc = estimate(Noisy(), [torch.randn(16, 4)], loss_fn, sampler=config)["llc"]
+            assert llc["reference_loss"] == 0.0
+            assert float(llc["loss_trace"][:, 0].abs().max()) == 0.0
+
+    def test_classes_that_are_masked_out_have_no_part(self) -> None:
+        masked = torch.tensor([False, True, False])
+        net = nn.Linear(2, 3)
+        free = behavioral(lambda net, x: net(x)[:, ~masked])
+        hidden = behavioral(lambda net, x: net(x).masked_fill(masked, -torch.inf))
+        x = torch.randn(5, 2)
+        found = [estimate(net, [x], loss_fn, sampler=settings(num_draws=5)) for loss_fn in (free, hidden)]
+        torch.testing.assert_close(*(one["llc"]["loss_trace"] for one in found))
+
+    @pytest.mark.parametrize("beside", [False, True])
+    def test_ranks_have_the_buffers_of_the_first_in_their_targets(self, beside: bool) -> None:
+        def measure(ranks: Any) -> Measurement:
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+            net[1].running_mean += 0 if ranks is None else ranks.rank  # they train on batches of their own
+            loss_fn = behavioral(lambda net, x: net(x))
+            refinements = RefinementSet({"function": Refinement(loss_fn=loss_fn)} if beside else None)
+            main = (lambda net, x: net(x).square().mean(1)) if beside else loss_fn
+            reference = draw_reference([torch.randn(8, 2, generator=torch.Generator().manual_seed(1))])
+            return Estimator(reference, main, None, settings(), ranks=ranks, refinements=refinements).measure(net, 1)
+
+        alone = measure(None)
+        for found in on_ranks(2, measure):
+            one, other = ((m.refinements["function"] if beside else m.results)["llc"] for m in (alone, found))
+            assert torch.equal(one["loss_trace"], other["loss_trace"])
+
     def test_by_itself_it_says_where_it_belongs(self) -> None:
         with pytest.raises(RuntimeError, match="given as a `loss_fn`"):
             behavioral(lambda net, x: net(x))(linear(1.0), torch.ones(1, 1))
@@ -329,6 +376,67 @@ class TestBesideTheMainOne:
         assert math.isnan(found.refinements["bad"]["llc"]["mean"])
         assert math.isfinite(found.refinements["good"]["llc"]["mean"])
 
+    def test_memory_that_runs_out_in_one_is_no_matter_of_the_others(self) -> None:
+        calls = {"main": 0, "hungry": 0}
+
+        def main(module: nn.Module, batch: Any) -> torch.Tensor:
+            calls["main"] += 1
+            return squared_error(module, batch)
+
+        def hungry(module: nn.Module, batch: Any) -> torch.Tensor:
+            calls["hungry"] += 1
+            if calls["hungry"] > 20:  # not while it is tried
+                raise torch.OutOfMemoryError("none left")
+            return squared_error(module, batch)
+
+        def measured(**refinements: Refinement) -> Measurement:
+            calls["main"] = 0
+            given = RefinementSet(refinements)
+            config = settings(num_draws=12, engine="sequential")
+            return Estimator(draw_reference(self.pairs), main, None, config, refinements=given).measure(self.net, 1)
+
+        alone, before = measured(), dict(calls)
+        found = measured(hungry=Refinement(loss_fn=hungry), good=Refinement("2", loss_fn=squared_error))
+        assert torch.equal(alone["llc"]["loss_trace"], found["llc"]["loss_trace"])
+        assert calls["main"] == before["main"]
+        assert "none left" in found.refinements["hungry"]["error"]
+        assert math.isfinite(found.refinements["good"]["llc"]["mean"])
+
+    def test_a_loss_that_looks_at_which_parameters_move_is_another_one_for_a_part(self) -> None:
+        """Weight decay of what can be trained, written into the loss: compared with itself at w*, as for all else."""
+
+        def decayed(module: Weights, batch: torch.Tensor) -> torch.Tensor:
+            penalty = sum(p.square().sum() for p in module.parameters() if p.requires_grad)
+            return (0.5 * (module.w - 3).square().sum() + penalty).expand(len(batch))
+
+        class Two(Weights):
+            def __init__(self) -> None:
+                super().__init__(torch.ones(1))  # the minimum of the loss with its penalty
+                self.far = nn.Parameter(torch.full((1,), 100.0))
+
+        found = estimate(Two(), TWO_SAMPLES, decayed, sampler=long(0.01), refinements={"w": Refinement("w")})
+        assert near(found.refinements["w"], exact(3.0))
+
+    def test_a_generator_of_its_loss_is_put_back(self) -> None:
+        own = torch.Generator().manual_seed(5)
+
+        def noisy(module: nn.Module, batch: Any) -> torch.Tensor:
+            return squared_error(module, batch) * (1 + torch.rand(1, generator=own))
+
+        before = own.get_state()
+        self.estimator(settings(), noisy=Refinement(loss_fn=noisy)).measure(self.net, 1)
+        assert torch.equal(own.get_state(), before)
+
+    def test_an_llc_of_ones_own_is_measured_of_the_parts_too(self) -> None:
+        class Wider(LLC):
+            def compute(self) -> dict[str, Any]:
+                return super().compute() | {"twice": 2 * super().compute()["mean"]}
+
+        reference, given = draw_reference(self.pairs), RefinementSet({"last": Refinement("2")})
+        one = Estimator(reference, squared_error, {"llc": Wider()}, settings(), refinements=given)
+        refined = one.measure(self.net, 1).refinements["last"]["llc"]
+        assert refined["twice"] == 2 * refined["mean"]
+
     def test_where_the_main_one_fails_so_do_they(self) -> None:
         estimator = self.estimator(settings(), last=Refinement("2"))
         broken = network()
@@ -422,6 +530,20 @@ class TestInTurn:
         with pytest.warns(UserWarning, match=r"refinements\['a'\] is another one than the checkpoint's \(`slices` was"):
             second.load_state_dict(first.state_dict())
         assert second.expected_steps == 2 * (8 + 8) + 2 * (4 + 4)  # of the main posterior alone chains are warm
+
+
+class TestWhatIsTold:
+    def test_long_indices_are_told_from_each_other(self) -> None:
+        """What a checkpoint's chains are compared by; the `repr` of a long tensor leaves out its middle."""
+        masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+        masks[0, 20:30], masks[1, 40:45] = True, True
+        one, other = (Refinement("w", slices={"w": mask}).told() for mask in masks)
+        assert one != other
+        assert all(len(told["slices"]["w"]) < 100 for told in (one, other))
+
+    def test_functions_are_named(self) -> None:
+        told = Refinement(loss_fn=behavioral(TestBehavioral.outputs, "mse")).told()
+        assert told["loss_fn"] == 'behavioral(TestBehavioral.outputs, "mse")'
 
 
 class TestBadInput:

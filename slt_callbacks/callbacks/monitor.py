@@ -100,7 +100,8 @@ class SLTMonitor(pl.Callback):
         executor: Where measurements are made; None for the training process, which waits for them.
         refinements: Posteriors to sample beside the main one, by the name they are logged under: over fewer weights,
             other data or another loss, such as ``{"head": Refinement("head.*")}``. See `Refinement`.
-        refinements_at_once: How many of them a measurement takes, in turn; None for all.
+        refinements_at_once: How many of them a measurement takes, in turn; None for all. An EarlyStopping on one of
+            them has to wait for its turn: ``strict=False``.
         checkpoint_chains: Whether checkpoints hold the persistent chains; without, they burn in again after a resume.
         store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 import lightning.pytorch as pl
 
+from slt_callbacks.basics.keys import is_mean
 from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.awaited import awaited_keys
 
@@ -51,7 +52,7 @@ class Outbox:
             return
         try:
             for key, value in metrics.items():
-                shown = key.endswith("/mean")
+                shown = is_mean(key)
                 pl_module.log(
                     key, value, prog_bar=shown, logger=False, on_step=on_step, on_epoch=not on_step, batch_size=1
                 )

@@ -61,7 +61,7 @@ class Run:
         self._account = Account(Budget(asked.max_overhead), asked.between.checkpoint_chains, self._notices)
         self.story = asked.story(self._notices, self._guard)
         self.samples = Samples(asked, self._notices, self._go_on)
-        self.outbox = Outbox({*asked.observables, "health", "cost"}, self._notices)
+        self.outbox = Outbox(asked.refinements.names({*asked.observables, "health", "cost"}), self._notices)
         self.begun: list[int] | None = None
         self._resumed: dict[str, Any] = {}  # a checkpoint's state, until there is an estimator to go on with it
         self._executor: Executor | None = None

@@ -10,6 +10,7 @@ from torch import nn
 
 from slt_callbacks.basics.plain import shown
 from slt_callbacks.data.batches import Batch, map_leaves
+from slt_callbacks.losses.generators import global_sources, own_generators, put_back, source_of
 
 Outputs = Callable[[Any, Batch], torch.Tensor]
 """``(module, batch) -> outputs (B, ...)``."""
@@ -32,7 +33,9 @@ class Behavioral:
             raise ValueError(f'Expected `divergence` to be "kl" or "mse", but got {divergence!r}.')
         self.outputs = outputs
         self.divergence = divergence
-        self.__qualname__ = f'behavioral(..., "{divergence}")'
+        self.__qualname__ = (
+            f'behavioral({getattr(outputs, "__qualname__", type(outputs).__qualname__)}, "{divergence}")'
+        )
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """Nothing: the module at w* is not known here.
@@ -45,9 +48,16 @@ class Behavioral:
             "know the weights w* whose outputs are its targets, but it was called by itself."
         )
 
-    def at(self, at_fork: nn.Module) -> Callable[[nn.Module, Batch], torch.Tensor]:
-        """The loss, for a module that stays at w*."""
-        return _Bound(self.outputs, self.divergence, at_fork)
+    def at(
+        self, at_fork: nn.Module, draws_numbers: Callable[[], bool] = bool
+    ) -> Callable[[nn.Module, Batch], torch.Tensor]:
+        """The loss, for a module that stays at w*.
+
+        Args:
+            at_fork: That one.
+            draws_numbers: Whether outputs depend on random numbers, which both modules are then given alike.
+        """
+        return _Bound(self.outputs, self.divergence, at_fork, draws_numbers)
 
 
 def behavioral(outputs: Outputs, divergence: Literal["kl", "mse"] = "kl") -> Behavioral:
@@ -87,15 +97,30 @@ def behavioral(outputs: Outputs, divergence: Literal["kl", "mse"] = "kl") -> Beh
 
 
 class _Bound:
-    def __init__(self, outputs: Outputs, divergence: str, at_fork: nn.Module) -> None:
+    def __init__(
+        self, outputs: Outputs, divergence: str, at_fork: nn.Module, draws_numbers: Callable[[], bool]
+    ) -> None:
         self._outputs = outputs
         self._divergence = _DIVERGENCES[divergence]
         self._at_fork = at_fork
+        self._draws_numbers = draws_numbers
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():  # on a copy: `outputs` may write into what it is given
-            target = _checked(self._outputs(self._at_fork, map_leaves(_clone, batch)))
+        if not self._draws_numbers():
+            target = self._target(batch)
+            return self._divergence(target, _checked(self._outputs(module, batch)))
+        sources = [source_of(generator) for generator in own_generators(module, self._outputs)]
+        copied = [source_of(generator) for generator in own_generators(self._at_fork, self._outputs)]
+        for source, copy in zip(sources, copied, strict=True):
+            copy.put(source.get())
+        with put_back([*global_sources(), *sources]):
+            target = self._target(batch)
         return self._divergence(target, _checked(self._outputs(module, batch)))
+
+    @torch.no_grad()
+    def _target(self, batch: Batch) -> torch.Tensor:
+        """From a copy: `outputs` may write into what it is given."""
+        return _checked(self._outputs(self._at_fork, map_leaves(_clone, batch)))
 
 
 def _kl(target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -105,7 +130,9 @@ def _kl(target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
             f"{tuple(target.shape)}."
         )
     before, now = target.log_softmax(-1), present.log_softmax(-1)
-    losses = (before.exp() * (before - now)).sum(-1)
+    impossible = before == -torch.inf  # masked out: 0 times the logarithm of 0 is 0, and has no gradient
+    before, now = before.masked_fill(impossible, 0.0), now.masked_fill(impossible, 0.0)
+    losses = (before.exp().masked_fill(impossible, 0.0) * (before - now)).sum(-1)
     return losses.flatten(2).mean(2) if losses.ndim > 2 else losses
 
 

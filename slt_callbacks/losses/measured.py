@@ -83,7 +83,7 @@ class MeasuredLoss:
         self.attend(fork.module, fork.own)
         fork.keep_attributes()
         if isinstance(loss_fn, Behavioral):
-            self.loss_fn = loss_fn.at(self._at_fork(fork))
+            self.loss_fn = loss_fn.at(self._at_fork(fork), lambda: self.numbers.active)
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """As `LossFn`."""

@@ -70,16 +70,10 @@ class Objective:
         return self._reference.batches(places, self._block_size)
 
     @torch.no_grad()
-    def measure_fork(self, known: torch.Tensor | None = None) -> torch.Tensor:
-        """Put the fork at w*, fill `at_fork`, and return the mean loss there, shape ``()``.
-
-        Args:
-            known: What is to be filled in, where another fork of the same weights has been asked already.
-        """
+    def measure_fork(self) -> torch.Tensor:
+        """Put the fork at w*, fill `at_fork`, and return the mean loss there, shape ``()``."""
         self.fork.reset()
-        if known is not None:
-            self.at_fork = known
-        elif self._measured is None:
+        if self._measured is None:
             self.at_fork = self._losses_at_fork()
         else:
             before = len(self._measured.numbers.sources)

@@ -15,10 +15,11 @@ from slt_callbacks.losses.generators import own_generators, put_back, source_of
 
 
 @contextmanager
-def own_world(module: nn.Module, seed: int, loss_fn: Any = None) -> Iterator[None]:
+def own_world(module: nn.Module, seed: int, *loss_fns: Any) -> Iterator[None]:
     """Sampling in its own world: own random numbers, gradients on, one way to a loss; put back whatever happens.
 
-    * No autocast: chains run in full precision.
+    * No autocast: chains run in full precision. One that the loss enters itself keeps no cast weights from one step to
+      the next, as it would inside of ours: they would stay those of w*.
     * No anomaly detection: it would end all chains where one meets a NaN, and slows each step.
     * No fast path of attention. PyTorch takes it in eval mode without gradient, and gives other outputs at padded
       positions: the loss at w* and those of draws, taken without gradient, would not be the loss that chains descend.
@@ -27,7 +28,7 @@ def own_world(module: nn.Module, seed: int, loss_fn: Any = None) -> Iterator[Non
     Args:
         module: The live module, which says where it is.
         seed: Of the global generators inside.
-        loss_fn: The user's: generators that it or the module holds are put back too.
+        loss_fns: The user's: generators that these or the module hold are put back too.
 
     Example:
         >>> with torch.no_grad(), own_world(nn.Linear(1, 1), seed=0):
@@ -39,10 +40,10 @@ def own_world(module: nn.Module, seed: int, loss_fn: Any = None) -> Iterator[Non
     device = next((parameter.device.type for parameter in module.parameters()), "cpu")
     with ExitStack() as stack:
         stack.enter_context(isolated_rng(seed))
-        stack.enter_context(put_back(map(source_of, own_generators(module, loss_fn))))
+        stack.enter_context(put_back(map(source_of, own_generators(module, *loss_fns))))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(_slow_attention())
         stack.enter_context(_checkpoints_without_reentry())

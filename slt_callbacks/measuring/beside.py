@@ -7,17 +7,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from slt_callbacks.basics.errors import LossFnError, is_out_of_memory
+from slt_callbacks.basics.errors import LossFnError
 from slt_callbacks.basics.plain import brief
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.data.structure import check_structure
+from slt_callbacks.measuring.preparation import as_memory_allows
 from slt_callbacks.measuring.settings import changes
 from slt_callbacks.observables.base import Part
 from slt_callbacks.observables.llc import LLC
 from slt_callbacks.observables.panel import Panel
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from slt_callbacks.basics.ranks import Exchange
@@ -97,35 +97,31 @@ class Beside:
             except (LossFnError, TypeError, ValueError) as error:
                 raise type(error)(f"refinements[{name!r}]: {error}") from error
 
-    def measure(
-        self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None, at_fork: torch.Tensor | None
-    ) -> dict[str, Record]:
-        """Those whose turn it is, one after the other; one that raises costs its own numbers alone.
+    def measure(self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None) -> dict[str, Record]:
+        """Those whose turn it is, one after the other; whatever one of them meets costs its own numbers alone.
+
+        Each takes its own losses at w*: one that looks at which parameters move is another loss for a part.
 
         Args:
             module: The live one.
             step: Training step of the fork.
             seed: As `Survey.measure` takes it.
             on_steps: For a progress bar.
-            at_fork: Losses at w* of the main posterior, where another one with the same loss may take them.
-
-        Raises:
-            Exception: If memory runs out.
         """
-        records = {}
-        for name in self.turn:
-            survey = self._surveys[name]
-            known = at_fork if self._refinements[name].of_weights else None
-            try:
-                with self._exchange.together():
-                    sampled = survey.measure(module, step, seed, on_steps, known)
-                    records[name] = _record(survey, sampled)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                records[name] = _record(survey, survey.fail(step, f"{type(error).__name__}: {error}"))
+        records = {name: self._measured(self._surveys[name], module, step, seed, on_steps) for name in self.turn}
         self._count += 1
         return records
+
+    def _measured(self, survey: Survey, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None) -> Record:
+        def attempt() -> Sampled:
+            with self._exchange.together():
+                return survey.measure(module, step, seed, on_steps)
+
+        try:
+            sampled = as_memory_allows(attempt, survey.preparation, self._exchange.rank)
+        except Exception as error:  # noqa: BLE001  # it may be the user's own loss
+            sampled = survey.fail(step, f"{type(error).__name__}: {error}")
+        return _record(survey, sampled)
 
     def failed(self, step: int, error: str) -> dict[str, Record]:
         """Their records where the main posterior could not be measured."""
@@ -173,6 +169,11 @@ def _observables(panel: Panel, refinements: Mapping[str, Refinement]) -> dict[st
     found: dict[str, dict[str, Any]] = {name: {} for name in refinements}
     for member in panel.members:
         for name, observable in member.refine(parts).items():
+            if name not in found:
+                raise ValueError(
+                    f"Expected `refine` of `observables[{member.key!r}]` to name the parts that it was given, but it "
+                    f"returned {name!r}: there are {', '.join(found) or 'none'}."
+                )
             found[name][member.key] = observable
     for name, observables in found.items():
         if not any(isinstance(observable, LLC) for observable in observables.values()):

@@ -40,7 +40,7 @@ def estimate(
         observables: What to measure, by key; None for ``{"llc": LLC()}``.
         sampler: Settings of the chains; None for the defaults.
         refinements: Posteriors to sample beside the main one, by name: see `Refinement`.
-        num_samples: Samples drawn from `reference` (seeded); None for all of them.
+        num_samples: Samples drawn from `reference` (seeded), at most so many for refinements; None for all of them.
         seed: Of the choice of samples and of the chains.
 
     Returns:
@@ -69,7 +69,7 @@ def estimate(
         raise TypeError(f"Expected `module` to be a torch.nn.Module, but got {shown(module)}.")
     if sampler is not None and not isinstance(sampler, SamplerConfig):
         raise TypeError(f"Expected `sampler` to be a SamplerConfig, but got {shown(sampler)}.")
-    beside = RefinementSet(refinements).drawn(partial(draw_reference, seed=seed))
+    beside = RefinementSet(refinements).drawn(partial(draw_reference, seed=seed, at_most=num_samples))
     drawn = draw_reference(reference, num_samples, seed)
     estimator = Estimator(drawn, loss_fn, observables, sampler, seed, refinements=beside)
     if beside.by_name:  # in a run, one that raises costs its own numbers; here it is a mistake to be told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,16 +10,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import torch
 from torch import nn
 
-from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import seed_from
 from slt_callbacks.losses.world import own_world
 from slt_callbacks.measuring.beside import Beside, Record
 from slt_callbacks.measuring.measurement import Measurement
-from slt_callbacks.measuring.preparation import Preparation
+from slt_callbacks.measuring.preparation import Preparation, as_memory_allows
 from slt_callbacks.measuring.refinement import Refinement, RefinementSet
 from slt_callbacks.measuring.settings import Settings, changes
 from slt_callbacks.measuring.survey import Survey
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from slt_callbacks.sampling.dynamics import Dynamics
 
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 _GLOBAL_STREAM, _FORK_STREAM = 202, 204  # apart from the streams of the chains, which start at 0
 
 
@@ -66,6 +62,7 @@ class Estimator:
             reference set, its own queries or the refinements.
 
     Example:
+        >>> import torch
         >>> from slt_callbacks.data.drawing import draw_reference
         >>> reference = draw_reference([torch.zeros(4, 2)])
         >>> config = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
@@ -177,7 +174,7 @@ class Estimator:
         Raises:
             Exception: Whatever the loss function raises, and as `check`.
         """
-        return self._as_memory_allows(lambda: self._time_pass(module))
+        return self._allowed(lambda: self._time_pass(module))
 
     def measure(self, module: nn.Module, step: int = 0, on_steps: OnSteps | None = None) -> Measurement:
         """Measure `module` at its present weights; it is read, never changed.
@@ -195,7 +192,7 @@ class Estimator:
             Exception: Whatever the loss function raises, and as `check`.
         """
         start = time.perf_counter()
-        return self._as_memory_allows(lambda: self._measure(module, step, on_steps, start))
+        return self._allowed(lambda: self._measure(module, step, on_steps, start))
 
     def attempt(self, module: nn.Module, step: int = 0, on_steps: OnSteps | None = None) -> Measurement:
         """`measure`, whatever happens: where it raises, the record of a failed measurement says why."""
@@ -291,28 +288,8 @@ class Estimator:
         target = Target(self.config, self.settings.posterior, seed, exchange, self._persistent, self._on_cpu, name)
         return Survey(target, preparation, panel, self.config, exchange, self._persistent)
 
-    def _as_memory_allows(self, attempt: Callable[[], _T]) -> _T:
-        """Again in ever smaller blocks while memory runs out; the block that fits is kept for the run."""
-        preparations = [survey.preparation for survey in self._surveys()]
-        before = [preparation.block_size for preparation in preparations]
-        while True:
-            try:
-                return attempt()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                smaller = preparations[0].shrink_block()
-                if smaller is None:  # none has helped: the next measurement may find more memory
-                    for preparation, size in zip(preparations, before, strict=True):
-                        preparation.block_size = size
-                    raise
-                for preparation in preparations[1:]:
-                    preparation.block_size = min(preparation.block_size or smaller, smaller)
-                level = logging.WARNING if self._exchange.rank == 0 else logging.DEBUG
-                text = "A measurement ran out of memory: trying again with `block_size=%d`, from now on."
-                _log.log(level, text, smaller)
-            if torch.cuda.is_available():  # outside of the handler, which keeps the tensors of the attempt alive
-                torch.cuda.empty_cache()
+    def _allowed(self, attempt: Callable[[], _T]) -> _T:
+        return as_memory_allows(attempt, self._main.preparation, self._exchange.rank)
 
     def _time_pass(self, module: nn.Module) -> TimedPass:
         with self._undisturbed(module, self.settings.seed):
@@ -330,7 +307,7 @@ class Estimator:
             sampled = self._main.measure(module, step, seed, on_steps)
             if sampled.error is not None:
                 return self._record(step, sampled, self._beside.failed(step, sampled.error), start)
-            refined = self._beside.measure(module, step, seed, on_steps, self._main.at_fork)
+            refined = self._beside.measure(module, step, seed, on_steps)
             return self._record(step, sampled, refined, start)
 
     def _record(self, step: int, sampled: Sampled, refined: dict[str, Record], start: float | None) -> Measurement:
@@ -344,5 +321,6 @@ class Estimator:
 
     @contextmanager
     def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[None]:
-        with own_world(module, seed, self._loss_fn), self._exchange.together():
+        losses = [self._loss_fn, *(one.loss_fn for one in self.refinements.by_name.values())]
+        with own_world(module, seed, *losses), self._exchange.together():
             yield

@@ -60,49 +60,50 @@ def overview(refinements: Mapping[str, Refinement], module: nn.Module) -> str:
     if len(found) > _MOST_ROWS:
         lines.append(f"  and {len(found) - _MOST_ROWS} more")
     parts = [one for one in found if one.refinement.of_weights]
-    remarks = [remark for remark in (_shared(parts, sizes), _left_out(parts, module), _tied(module)) if remark]
+    times = _times(parts, module)
+    remarks = [remark for remark in (_shared(parts, times), _left_out(parts, module, times), _tied(module)) if remark]
     return "\n".join([f"Beside all {sum(sizes.values()):,} weights are measured:", *lines, " ".join(remarks)]).rstrip()
 
 
-def _shared(parts: Sequence[_Selected], sizes: Mapping[int, int]) -> str:
-    """The pairs of parts that have weights in common; more than a few are counted."""
+def _shared(parts: Sequence[_Selected], times: Mapping[int, torch.Tensor]) -> str:
+    """What several parts move: by pairs where these are few."""
+    common = sum(int((counted > 1).sum()) for counted in times.values())
+    if not common:
+        return "No two parts share a weight." if len(parts) > 1 else ""
+    if len(parts) > _MOST_NAMES:
+        return f"{common:,} weights are in several parts."
     pairs = []
     for place, one in enumerate(parts):
         for other in parts[place + 1 :]:
-            common = sum(
-                _common(one.masks[key], other.masks[key], sizes[key]) for key in one.masks.keys() & other.masks.keys()
-            )
-            if common:
-                pairs.append(f"{one.name} and {other.name} share {common:,} weights")
-    if len(pairs) > _MOST_NAMES:
-        return f"{'; '.join(pairs[: _MOST_NAMES - 1])}; and {len(pairs) - _MOST_NAMES + 1} more pairs share some."
-    return f"{'; '.join(pairs)}." if pairs else "No two parts share a weight." if len(parts) > 1 else ""
+            both = sum(_common(one.masks[key], other.masks[key], times[key]) for key in one.masks.keys() & other.masks)
+            pairs += [f"{one.name} and {other.name} share {both:,} weights"] if both else []
+    return f"{'; '.join(pairs)}."
 
 
-def _common(a: torch.Tensor | None, b: torch.Tensor | None, size: int) -> int:
-    if a is None or b is None:
-        other = b if a is None else a
-        return size if other is None else int(other.sum())
-    return int((a & b).sum())
+def _common(a: torch.Tensor | None, b: torch.Tensor | None, like: torch.Tensor) -> int:
+    masks = [mask for mask in (a, b) if mask is not None]
+    return int(torch.stack(masks).all(0).sum()) if masks else like.numel()
 
 
-def _left_out(parts: Sequence[_Selected], module: nn.Module) -> str:
+def _times(parts: Sequence[_Selected], module: nn.Module) -> dict[int, torch.Tensor]:
+    """By the id of a trainable parameter, how many parts move each of its weights."""
+    times = {
+        id(p): torch.zeros(p.shape, dtype=torch.int16, device="cpu") for p in module.parameters() if p.requires_grad
+    }
+    for part in parts:
+        for key, mask in part.masks.items():
+            times[key] += 1 if mask is None else mask.cpu()
+    return times
+
+
+def _left_out(parts: Sequence[_Selected], module: nn.Module, times: Mapping[int, torch.Tensor]) -> str:
     """The trainable weights that no part moves."""
     if not parts:
         return ""
-    count, names = 0, []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        left = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-        for part in parts:
-            if id(parameter) in part.masks:
-                mask = part.masks[id(parameter)]
-                left &= torch.zeros_like(left) if mask is None else ~mask
-        if bool(left.any()):
-            count += int(left.sum())
-            names.append(name)
-    return f"Parts together leave out {count:,}: {_listed(names)}." if count else "Parts together leave out nothing."
+    left = {name: int((times[id(p)] == 0).sum()) for name, p in module.named_parameters() if id(p) in times}
+    names = [name for name, count in left.items() if count]
+    total = sum(left.values())
+    return f"Parts together leave out {total:,}: {_listed(names)}." if total else "Parts together leave out nothing."
 
 
 def _tied(module: nn.Module) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
+import torch
 from torch import nn
 
+from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.losses.functions import LossFn, check_loss_fn, resolve_loss
@@ -21,6 +24,7 @@ from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.weights.fork import Fork
 from slt_callbacks.weights.selection import EVERYTHING, Selection
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -163,6 +167,7 @@ class Preparation:
         """Ranks train on batches of their own, so BatchNorm's averages differ: rank 0's are those of a checkpoint."""
         if self._exchange.size > 1:
             fork.set_buffers(self._exchange.first([buffer.cpu() for buffer in fork.buffers()]))
+            fork.reset()  # a loss may take a copy of it
 
     def _rehearse(self, fork: Fork, loss_fn: LossFn) -> None:
         """Try the loss in every way in which it will be asked, and tell what is odd about it."""
@@ -171,8 +176,8 @@ class Preparation:
         samples_wanted = bool(panel.reference_losses or panel.queries)
         if not per_sample and self._loss_fn is not None and (samples_wanted or panel.reference_tokens):
             raise ValueError(
-                "Expected `loss_fn` to return one loss a sample, shape (B,), for the loss kernel or influence, but got "
-                'a scalar: use reduction="none" and average over all but the first dimension.'
+                "Expected `loss_fn` to return one loss a sample, shape (B,), for the loss kernel or influence, and for "
+                'susceptibilities, but got a scalar: use reduction="none" and average over all but the first dimension.'
             )
         for key, queries in panel.queries.items():
             rehearsal.queries(key, queries)
@@ -188,6 +193,35 @@ class Preparation:
             )
         for remark in rehearsal.remarks if self._exchange.rank == 0 and not self._quiet else ():
             warnings.warn(remark, stacklevel=2)
+
+
+def as_memory_allows(attempt: Callable[[], _T], preparation: Preparation, rank: int = 0) -> _T:
+    """An attempt, again in ever smaller blocks while memory runs out; the block that fits is kept for the run.
+
+    Args:
+        attempt: What asks for the losses.
+        preparation: Makes them.
+        rank: Of this process: the first one tells.
+
+    Raises:
+        Exception: Whatever `attempt` raises, if no block helps.
+    """
+    before = preparation.block_size
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = preparation.shrink_block()
+            if smaller is None:
+                preparation.block_size = before  # none has helped: the next measurement may find more memory
+                raise
+            level = logging.WARNING if rank == 0 else logging.DEBUG
+            text = "A measurement ran out of memory: trying again with `block_size=%d`, from now on."
+            _log.log(level, text, smaller)
+        if torch.cuda.is_available():  # outside of the handler, which keeps the tensors of the attempt alive
+            torch.cuda.empty_cache()
 
 
 # A sample of many tokens has little noise of its own; with one label a sample the noise of a minibatch is what limits a

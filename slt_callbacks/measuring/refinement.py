@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
@@ -12,6 +13,8 @@ from slt_callbacks.data.drawing import Reference
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.losses.functions import LossFn, check_loss_fn, name_of_loss
 from slt_callbacks.weights.selection import Selection
+
+_LONG = 60  # characters of an index that are told as they are
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Refinement:
         patterns = [self.parameters] if isinstance(self.parameters, str) else list(self.parameters)
         found: dict[str, Any] = {"parameters": patterns}
         if self.slices:
-            found["slices"] = {name: repr(index) for name, index in self.slices.items()}
+            found["slices"] = {name: _told(index) for name, index in self.slices.items()}
         if isinstance(self.reference, ReferenceSet):
             digest = short_digest((batch for batch, _ in self.reference.batches()), self.reference.indices)
             found["reference"] = f"{len(self.reference)} samples {digest}"
@@ -153,9 +156,24 @@ class RefinementSet:
         """
         return replace(self, given={name: _drawn(name, one, draw) for name, one in self.by_name.items()})
 
+    def names(self, observables: set[str]) -> set[str]:
+        """Under which numbers are logged, where these observables are asked for: refinements always have an LLC."""
+        return observables | {"llc"} if self.by_name else observables
+
     def told(self) -> dict[str, dict[str, Any]]:
         """As `Refinement.told`, by name."""
         return {name: refinement.told() for name, refinement in self.by_name.items()}
+
+
+def _told(index: Any) -> str:
+    """An index in words, all of it: the `repr` of a long tensor leaves out what is in the middle."""
+    if isinstance(index, (tuple, list)):
+        parts = ", ".join(map(_told, index))
+        return f"[{parts}]" if isinstance(index, list) else f"({parts})"
+    if not hasattr(index, "tolist"):
+        return repr(index)
+    text = repr(index.tolist())
+    return text if len(text) < _LONG else f"{text[:_LONG]}... {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _check_names(refinements: Mapping[Any, Any]) -> None:

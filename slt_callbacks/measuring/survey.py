@@ -37,8 +37,6 @@ class Survey:
         target: As given.
         preparation: As given.
         panel: As given.
-        at_fork: Losses at w* of the last measurement, for another posterior with the same ones; None where they are of
-            this one alone.
     """
 
     def __init__(
@@ -53,7 +51,6 @@ class Survey:
         self.target = target
         self.preparation = preparation
         self.panel = panel
-        self.at_fork: torch.Tensor | None = None
         self._config = config
         self._exchange = exchange
         self._run = SamplingRun(target, panel, config, exchange, persistent)
@@ -68,9 +65,7 @@ class Survey:
         """Gradient steps of a later measurement in this process, if its chains do not drift."""
         return self.target.later_steps if self.panel.reads_draws else 0
 
-    def measure(
-        self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None, at_fork: torch.Tensor | None = None
-    ) -> Sampled:
+    def measure(self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None) -> Sampled:
         """Fork, losses at w*, what is read there, chains.
 
         Args:
@@ -78,14 +73,12 @@ class Survey:
             step: Training step of the fork.
             seed: Of the random numbers that an observable of the fork may draw.
             on_steps: For a progress bar.
-            at_fork: The losses at w*, where they are known already.
 
         Raises:
             Exception: Whatever the loss function raises, and as `Preparation.objective`.
         """
         objective = self.preparation.objective(module)
-        loss = float(objective.measure_fork(at_fork))
-        self.at_fork = None if objective.draws_numbers else objective.at_fork
+        loss = float(objective.measure_fork())
         losses = objective.at_fork if objective.per_sample else torch.empty(0, device="cpu")
         point = self._point(step, loss, losses)
         if not all(self._exchange.gather(math.isfinite(loss))):

@@ -17,7 +17,7 @@ from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.engine_choice import EngineChoice
-from slt_callbacks.sampling.memory import ChainMemory, moving, whole
+from slt_callbacks.sampling.memory import ChainMemory
 from slt_callbacks.sampling.pilot import Pilot, gradients_ahead
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.scout import Scout, curvature_places
@@ -126,10 +126,10 @@ class Target:
         rng = generator(fork.device, self._seed, step, _CURVATURE_STREAM)
         if self._direction is not None and len(self._direction) != fork.num_moving:
             self._direction = None  # parameters were frozen or added since
-        start_from = None if self._direction is None else whole(self._direction.to(fork.device), fork.moves())
+        start_from = None if self._direction is None else self.memory.whole(self._direction.to(fork.device))
         places = None if self.stride.is_biased else curvature_places(objective)
         curvature, direction = largest_curvature(objective, self.posterior, rng, start_from, places)
-        self._new_direction = moving(direction, fork.moves()) if self._persistent else None
+        self._new_direction = self.memory.moving(direction) if self._persistent else None
         return float(self._exchange.first(curvature))
 
     def settle(self, objective: Objective, step: int, curvature: float) -> int:

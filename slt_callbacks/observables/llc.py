@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,7 @@ class LLC:
 
     def refine(self, parts: Sequence[Part]) -> dict[str, LLC]:
         """The same of every posterior beside the main one."""
-        return {part.name: LLC() for part in parts}
+        return {part.name: copy.copy(self) for part in parts}
 
     def reset(self, reference: ReferencePoint) -> None:
         """Start a measurement."""

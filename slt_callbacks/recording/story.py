@@ -164,7 +164,7 @@ class Story:
         if publication.measurement.failed:
             return
         for key in self.detectors.keys() - publication.scalars.keys():
-            if not self._watch.is_due(key, publication.measurement):
+            if self._watch.knows(key, publication.measurement):
                 continue
             start = key.rpartition("/")[0] + "/"
             there = sorted(other for other in publication.scalars if other.startswith(start))

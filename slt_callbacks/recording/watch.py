@@ -125,7 +125,7 @@ class Watch:
         self._see_parameters(measurement)
         for key, detectors in self._detectors.items():
             observable, name = parts_of(key)
-            if observable not in measurement.results or not self.is_due(key, measurement):
+            if not self.is_due(key, measurement):
                 continue
             result, number = measurement.of(observable, name)
             value = result.get(number, math.nan)
@@ -141,8 +141,15 @@ class Watch:
 
     def is_due(self, key: str, measurement: Measurement) -> bool:
         """Whether a measurement can have a number of this key: refinements may be taken in turn."""
-        part = parts_of(key)[1].partition("/")[0]
-        return part not in self._refinements or part in measurement.refinements
+        observable, name = parts_of(key)
+        part = name.partition("/")[0]
+        return part in measurement.refinements if part in self._refinements else observable in measurement.results
+
+    def knows(self, key: str, measurement: Measurement) -> bool:
+        """Whether a measurement has this number, logged or not, or its turn is to come."""
+        observable, name = parts_of(key)
+        result, number = measurement.of(observable, name)
+        return number in result or (name.partition("/")[0] in self._refinements and not self.is_due(key, measurement))
 
     def scalars(self) -> dict[str, float]:
         """Numbers of `main` to log beside the last measurement.
@@ -313,14 +320,16 @@ def _boundaries(events: Sequence[Any]) -> int:
 
 
 def _check_key(key: str, observables: Mapping[str, Observable] | None, refinements: Collection[str]) -> None:
-    logged = None if observables is None else [*observables, "health", "cost"]
+    more = ["llc"] if refinements else []
+    logged = None if observables is None else [*dict.fromkeys([*observables, *more, "health", "cost"])]
     if not is_logged(key) or (logged is not None and parts_of(key)[0] not in logged):
         known = ", ".join(f"slt/{known}/..." for known in logged or ("llc",))
         raise ValueError(f"Expected the keys of `detectors` to be logged ones, {known}, but got {key!r}.")
     observable, name = parts_of(key)
-    refined = observable == "health" or isinstance((observables or {}).get(observable), LLC)
+    alone = observable == "llc" and observables is not None and observable not in observables  # of refinements
+    refined = alone or observable == "health" or isinstance((observables or {}).get(observable), LLC)
     part, slash, _ = name.partition("/")
-    if refined and slash and part not in refinements:  # no other number of these has parts
+    if refined and (slash or alone) and part not in refinements:  # no other number of these has parts
         raise ValueError(
             f"Expected the keys of `detectors` to name refinements that there are, but got {key!r}: there are "
             f"{', '.join(sorted(refinements)) or 'none'}."

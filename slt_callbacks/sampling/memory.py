@@ -68,7 +68,7 @@ class ChainMemory:
 
     def displacement(self, chain: int) -> torch.Tensor:
         """Where a chain that is remembered has ended, ``w - w*`` ``(P,)``; not to be changed."""
-        return whole(self._places[chain].displacement, self._moves)
+        return self.whole(self._places[chain].displacement)
 
     @property
     def num_bytes(self) -> int:
@@ -99,15 +99,27 @@ class ChainMemory:
                 self.clear()
                 return
 
+    def whole(self, stored: torch.Tensor) -> torch.Tensor:
+        """What is stored of the weights that move as a vector ``(P,)``, with 0 for the others."""
+        if self._moves is None:
+            return stored
+        found = stored.new_zeros(len(self._moves))
+        found[self._moves.to(stored.device)] = stored
+        return found
+
+    def moving(self, vector: torch.Tensor) -> torch.Tensor:
+        """Of a vector ``(P,)`` what belongs to the weights that move, to be stored."""
+        return vector if self._moves is None else vector[self._moves.to(vector.device)]
+
     def resume(self, chains: Iterable[Chain], device: torch.device) -> None:
         """Put those chains that are remembered where they were, on the device of the fork."""
         for chain in chains:
             place = self._places.get(chain.index)
             if place is None:
                 continue
-            chain.displacement = whole(place.displacement, self._moves)
+            chain.displacement = self.whole(place.displacement)
             # A copy: the dynamics moves it in place, and an attempt that fails must not.
-            chain.state = {name: whole(value.to(device, copy=True), self._moves) for name, value in place.state.items()}
+            chain.state = {name: self.whole(value.to(device, copy=True)) for name, value in place.state.items()}
             chain.sgld_step = place.sgld_step
 
     def keep(self, chains: Sequence[Chain], gather: Callable[[Any], list[Any]] | None = None, rank: int = 0) -> None:
@@ -119,7 +131,7 @@ class ChainMemory:
                 writes the checkpoints.
             rank: Of this process.
         """
-        own = {chain.index: place for chain in chains if (place := _place_of(chain, self._moves)) is not None}
+        own = {chain.index: place for chain in chains if (place := _place_of(chain, self.moving)) is not None}
         if self._on_cpu:
             own = _on_cpu(own)
         if gather is not None:
@@ -141,26 +153,12 @@ def _on_cpu(places: Mapping[int, Place]) -> dict[int, Place]:
     return {index: place.to(_CPU) for index, place in places.items()}
 
 
-def whole(stored: torch.Tensor, moves: torch.Tensor | None) -> torch.Tensor:
-    """What was stored of the weights that move, ``(P,)``, with 0 for the others."""
-    if moves is None:
-        return stored
-    found = stored.new_zeros(len(moves))
-    found[moves.to(stored.device)] = stored
-    return found
-
-
-def moving(vector: torch.Tensor, moves: torch.Tensor | None) -> torch.Tensor:
-    """Of a vector ``(P,)`` what belongs to the weights that move."""
-    return vector if moves is None else vector[moves.to(vector.device)]
-
-
-def _place_of(chain: Chain, moves: torch.Tensor | None) -> Place | None:
+def _place_of(chain: Chain, moving: Callable[[torch.Tensor], torch.Tensor]) -> Place | None:
     """None for a chain that is not kept, or whose very last step, which no draw has seen, led nowhere."""
     if chain.displacement is None:
         return None
     farthest = torch.linalg.vector_norm(chain.displacement, math.inf)  # NaN wins; no temporary of the chain's size
     if not math.isfinite(farthest):
         return None
-    state = {name: moving(value, moves) for name, value in (chain.state or {}).items()}
-    return Place(moving(chain.displacement, moves), state, chain.sgld_step)
+    state = {name: moving(value) for name, value in (chain.state or {}).items()}
+    return Place(moving(chain.displacement), state, chain.sgld_step)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from slt_callbacks import (
     LLC,
@@ -30,7 +32,7 @@ from slt_callbacks.measuring.overview import overview
 from slt_callbacks.measuring.refinement import RefinementSet
 from slt_callbacks.sampling.chains import warm_round
 from tests.processes import on_ranks
-from tests.training import QUICK, Regression, data, fit, monitor, square_error
+from tests.training import QUICK, QUIET, Regression, data, fit, monitor, square_error
 
 
 def outputs(module: Regression, batch: list[torch.Tensor]) -> torch.Tensor:
@@ -147,6 +149,36 @@ class TestDetectors:
     def test_a_refinement_that_there_is_not(self, key: str) -> None:
         with pytest.raises(ValueError, match=r"name refinements that there are.*there are head"):
             monitor(refinements={"head": Refinement("net.4")}, detectors={key: JumpDetector()})
+
+
+class TestWithoutAnLLC:
+    """Refinements always have one, under "llc", though the main posterior is asked for something else."""
+
+    def test_it_can_be_watched_and_waited_for(self, tmp_path: Path) -> None:
+        kept = ModelCheckpoint(tmp_path, monitor="slt/llc/last/mean")
+        live = monitor(
+            observables={"chi": Susceptibility()},
+            refinements={"last": Refinement("net.4")},
+            detectors={"slt/llc/last/mean": JumpDetector()},
+            every_n_train_steps=5,
+        )
+        validation = DataLoader(data(), 8)
+        trainer = Trainer(callbacks=[live, kept], max_steps=8, **(QUIET | {"enable_checkpointing": True}))
+        trainer.fit(Validated(), DataLoader(data(), 8), validation)
+        assert "slt/llc/last/mean" in trainer.callback_metrics
+
+    def test_the_main_one_that_there_is_not_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"name refinements that there are.*'slt/llc/mean'.*there are last"):
+            monitor(
+                observables={"chi": Susceptibility()},
+                refinements={"last": Refinement("net.4")},
+                detectors={"slt/llc/mean": JumpDetector()},
+            )
+
+
+class Validated(Regression):
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        self.log("val_loss", square_error(self, batch).mean())
 
 
 class TestAResume:

@@ -257,3 +257,20 @@ def test_recurrent_layers_are_sampled_on_a_gpu(kind: Any) -> None:
         for device in ("cpu", "cuda")
     ]
     assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_an_autocast_that_the_loss_enters_itself_sees_the_weights_of_the_step(engine: Any) -> None:
+    """The cache of cast weights lasts as long as the outermost autocast, which would be ours."""
+
+    def in_bfloat16(module: Any, batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(batch)
+        return out.float().square().mean(1)
+
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 2), torch.randn(16, 4)
+    config = settings(num_draws=20, num_burnin_steps=10, engine=engine)
+    found = estimate(net, [x], in_bfloat16, sampler=config)["llc"]
+    plain = estimate(net, [x], lambda module, batch: module(batch).square().mean(1), sampler=config)["llc"]
+    assert found["mean"] == pytest.approx(plain["mean"], rel=0.1)
