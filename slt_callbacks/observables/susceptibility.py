@@ -113,9 +113,7 @@ class Susceptibility:
     @property
     def _asked(self) -> Needs:
         """Of the draws of every part."""
-        probes = self._probes
-        if probes is not None and not isinstance(probes, ReferenceSet):
-            probes = self._probes = draw_reference(probes)  # once for all parts
+        probes = self._drawn_probes()
         of_samples = probes is None and not self._per_token
         return Needs(reference_losses=of_samples, reference_tokens=self._per_token, queries=probes)
 
@@ -142,9 +140,10 @@ class Susceptibility:
         Raises:
             ValueError: If so.
         """
-        rows = self._probes if isinstance(self._probes, ReferenceSet) else reference
+        probes = self._drawn_probes()
+        rows = reference if probes is None else probes
         if self.labels is not None:
-            self.labels.check(rows.source_size, rows.indices, "reference" if self._probes is None else "probes")
+            self.labels.check(rows.source_size, rows.indices, "reference" if probes is None else "probes")
         check_entries(len(rows), max(len(self.columns), 1), "susceptibilities", "take fewer samples")
 
     def check_tokens(self, num_tokens: int) -> None:
@@ -224,6 +223,12 @@ class Susceptibility:
             return torch.full_like(column.per_chain, torch.nan)
         mean = torch.stack([moments.mean_x for moments in whole]).mean(0).cpu()
         return column.per_chain - column.excess * (column.mean_losses - (mean - mean.mean()))
+
+    def _drawn_probes(self) -> ReferenceSet | None:
+        """Once for all parts."""
+        if self._probes is not None and not isinstance(self._probes, ReferenceSet):
+            self._probes = draw_reference(self._probes)
+        return self._probes
 
     def _rows(self) -> torch.Tensor:
         """Rows of the probes in their data, int64 ``(N,)``."""
