@@ -176,8 +176,9 @@ class Preparation:
         samples_wanted = bool(panel.reference_losses or panel.queries)
         if not per_sample and self._loss_fn is not None and (samples_wanted or panel.reference_tokens):
             raise ValueError(
-                "Expected `loss_fn` to return one loss a sample, shape (B,), for susceptibilities, or for the loss kernel "
-                'or influence, but got a scalar: use reduction="none" and average over all but the first dimension.'
+                "Expected `loss_fn` to return one loss a sample, shape (B,), for susceptibilities, or for the loss "
+                'kernel or influence, but got a scalar: use reduction="none" and average over all but the first '
+                "dimension."
             )
         for key, queries in panel.queries.items():
             rehearsal.queries(key, queries)
