@@ -24,6 +24,7 @@ from torch import nn
 
 from slt_callbacks import (
     LLC,
+    SGLD,
     Estimator,
     FileSink,
     Influence,
@@ -305,7 +306,7 @@ def replayed(folder: Path) -> Any:
 
 
 def calibrated(_: Path) -> Any:
-    config = SamplerConfig(num_chains=2, num_draws=20, num_burnin_steps=10, engine="sequential")
+    config = SamplerConfig(SGLD(), num_chains=2, num_draws=20, num_burnin_steps=10, engine="sequential")
     return calibrate(network(), pairs(), squared_error, sampler=config, nbetas=[5.0], localizations=[1.0, 10.0])
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from slt_callbacks import Calibration, SamplerConfig, calibrate, calibration_figure
+from slt_callbacks import SGHMC, SGLD, Calibration, LeimkuhlerMatthews, SamplerConfig, calibrate, calibration_figure
 from slt_callbacks.replay.command import main
 from tests.problems import TWO_SAMPLES, Quadratic, Weights
 from tests.training import Regression
 
 H = torch.tensor([0.3, 1.0, 1.0, 3.0])
-LONG = SamplerConfig(num_chains=8, num_draws=1500, num_burnin_steps=200, engine="vectorized")
+LONG = SamplerConfig(SGLD(), num_chains=8, num_draws=1500, num_burnin_steps=200, engine="vectorized")
 
 
 def exact(nbeta: float, localization: float) -> float:
@@ -57,6 +57,55 @@ def test_a_long_step_is_biased_as_the_formula_says(found: Calibration) -> None:
             assert point.llc == pytest.approx(value, abs=4 * point.stderr)
 
 
+@pytest.fixture(scope="module")
+def averaged() -> Calibration:
+    return calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0])
+
+
+def test_averaged_noise_has_no_bias_up_to_where_it_is_no_longer_stable(averaged: Calibration) -> None:
+    for localization in (1.0, 100.0):
+        points = [point for point in averaged.points if point.localization == localization]
+        assert [point.stability for point in points] == pytest.approx([1 / 128, 1 / 32, 1 / 8, 1 / 2, 1.0], rel=0.02)
+        assert [point.verdict for point in points[2:]] == ["sound", "sound", "biased"]
+        for point in points[2:4]:
+            assert point.llc == pytest.approx(exact(100.0, localization), abs=5 * point.stderr)
+    assert averaged.recommended is not None
+    assert averaged.recommended.dynamics == LeimkuhlerMatthews(averaged.points[3].step_size)
+    assert averaged.line().startswith("SamplerConfig(LeimkuhlerMatthews(step_size=0.00")
+    calibration_figure(averaged)
+
+
+def test_the_noise_of_minibatches_is_told_from_the_bias_of_a_step() -> None:
+    """Regression on labels with noise: at a long step minibatches add more than the bias of a step may be."""
+    data = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).double()
+
+    def loss_fn(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (batch[:, :2] @ module.w - batch[:, 2]).square()  # type: ignore[no-any-return, operator]
+
+    module = Weights(2).double()
+    with torch.no_grad():
+        module.w.copy_(torch.linalg.lstsq(data[:, :2], data[:, 2:]).solution[:, 0])
+    sampler = SamplerConfig(batch_size=16, num_draws=400)
+    found = calibrate(module, [data], loss_fn, nbetas=[16.0], localizations=[1.0], sampler=sampler)
+    assert [point.verdict for point in found.points][-2:] == ["noisy", "biased"]
+    assert found.points[-2].noise_bias > 0.05
+
+
+def test_the_line_names_the_arguments_of_the_dynamics_that_are_no_defaults() -> None:
+    config = SamplerConfig(SGHMC(1.23456e-3, friction=0.3), nbeta=10.0)
+    assert Calibration((), config, config).line().startswith("SamplerConfig(SGHMC(step_size=0.00123, friction=0.3), ")
+
+
+def test_a_dynamics_whose_step_cannot_be_changed_is_refused() -> None:
+    class Odd:
+        step_size = 0.1
+        init = SGLD.init
+        step = SGLD.step
+
+    with pytest.raises(TypeError, match=r"a dataclass with a field `step_size`.*Odd is none"):
+        calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), sampler=SamplerConfig(Odd()))  # type: ignore[arg-type]
+
+
 def test_steps_that_diverge_are_told_and_nothing_is_recommended() -> None:
     found = calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), step_sizes=[10.0, 20.0], nbetas=[100.0])
     assert {point.verdict for point in found.points} == {"diverges"}
@@ -68,7 +117,7 @@ def test_steps_that_diverge_are_told_and_nothing_is_recommended() -> None:
 
 def test_every_point_is_told_as_it_is_found() -> None:
     told: list[tuple[str, int]] = []
-    quick = SamplerConfig(num_chains=2, num_draws=4, num_burnin_steps=2)
+    quick = SamplerConfig(SGLD(), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=None)
     calibrate(
         Weights(4),
         TWO_SAMPLES,
@@ -97,8 +146,6 @@ def test_the_figure_shows_every_panel_line_and_the_star(found: Calibration, tmp_
 
 
 def test_the_line_to_copy_is_python_and_means_the_recommendation(found: Calibration) -> None:
-    from slt_callbacks import SGLD
-
     copied: Any = eval(found.line(), {"SamplerConfig": SamplerConfig, "SGLD": SGLD})
     assert copied.localization == found.recommended.localization  # type: ignore[union-attr]
     assert (copied.num_draws, copied.engine) == (LONG.num_draws, LONG.engine)
@@ -120,7 +167,7 @@ def test_the_command_measures_a_checkpoint_and_writes_the_figure(
     assert (tmp_path / "out" / "grid.png").exists()
     assert printed.out.count("1000") >= 5
     assert "for all 5 points" in printed.err
-    assert ("SamplerConfig(SGLD" in printed.out) == (code == 0)
+    assert ("SamplerConfig(LeimkuhlerMatthews" in printed.out) == (code == 0)
 
 
 def test_a_checkpoint_that_is_not_there_is_a_clear_message(capsys: pytest.CaptureFixture[str]) -> None:

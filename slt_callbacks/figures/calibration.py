@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 _STAR: dict[str, Any] = {"marker": "*", "color": "#F0E442", "edgecolors": "black"}
-_MARKERS = {"sound": "o", "biased": "x", "drifts": "v", "chains disagree": "s", "diverges": "X"}
+_MARKERS = {"sound": "o", "biased": "x", "noisy": "P", "drifts": "v", "chains disagree": "s", "diverges": "X"}
 
 
 def calibration_figure(calibration: Calibration, path: str | Path | None = None) -> Figure:

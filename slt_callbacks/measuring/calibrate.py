@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -15,18 +15,17 @@ from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, Reference, draw_refe
 from slt_callbacks.losses.functions import LossFn
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.sampling.config import SamplerConfig
-from slt_callbacks.sampling.langevin import SGLD
+from slt_callbacks.sampling.dynamics import Dynamics
 from slt_callbacks.sampling.posterior import default_nbeta
+from slt_callbacks.sampling.step_sizes import BIASED, AutoStep
 
-# Multiples of the step whose bias is 2 %: two below, where a plateau shows, and two above, where it ends.
-_STEP_FACTORS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+# Multiples of the step that "auto" begins with: below it, where a plateau shows, and above, where it ends. A step that
+# has a bias is chosen for 2 % of it; one without for half the longest stable one, and minibatches may want far less.
+_BIASED_FACTORS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+_FREE_FACTORS = (1 / 64, 1 / 16, 1 / 4, 1.0, 2.0)
 _NBETA_FACTORS = (0.3, 1.0, 3.0)
 _LOCALIZATION_FACTORS = (0.1, 1.0, 10.0)
-_MOST_BIAS, _MOST_RHAT, _MOST_DRIFT = 0.025, 1.2, 3.0
-
-
-# What a grid of SGLD's settings is measured with, unless it is told otherwise: its steps are short.
-CALIBRATED: dict[str, Any] = {"num_draws": 200, "num_burnin_steps": 200, "batch_size": None}
+_MOST_BIAS, _MOST_STABILITY, _MOST_NOISE, _MOST_RHAT, _MOST_DRIFT = 0.025, 0.75, 0.05, 1.2, 3.0
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,11 @@ class CalibrationPoint:
         stderr: Its standard error.
         rhat: Do the chains agree.
         drift: Are they still moving, in standard errors.
-        step_bias: Relative discretization bias.
+        step_bias: Relative discretization bias; NaN where the dynamics does not tell.
         failed_chains: Chains that diverged.
-        verdict: "sound", or the first thing that is wrong: "diverges", "biased", "drifts" or "chains disagree".
+        verdict: "sound", or the first thing that is wrong: "diverges", "biased", "noisy", "drifts", "chains disagree".
+        stability: Share of the longest stable step, the largest seen along the chains; NaN where it is not known.
+        noise_bias: What the noise of minibatches adds to the LLC, relatively; NaN where it is not known.
 
     Example:
         >>> point = CalibrationPoint(step_size=1e-4, nbeta=46.2, localization=100.0, llc=12.3, stderr=0.4, rhat=1.02,
@@ -62,6 +63,8 @@ class CalibrationPoint:
     step_bias: float
     failed_chains: int
     verdict: str
+    stability: float = math.nan
+    noise_bias: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Calibration:
         config: What stays the same over the grid.
 
     Example:
+        >>> from slt_callbacks import SGLD
         >>> config = SamplerConfig(SGLD(1e-4), nbeta=46.2, num_draws=200)
         >>> print(Calibration(points=(), recommended=config, config=config).line())
         SamplerConfig(SGLD(step_size=0.0001), nbeta=46.2, localization=100, num_chains=4, num_draws=200,
@@ -93,7 +97,7 @@ class Calibration:
         found = self.recommended
         always = {name: getattr(found, name) for name in ("num_chains", "num_draws", "num_burnin_steps", "batch_size")}
         return (
-            f"SamplerConfig(SGLD(step_size={found.dynamics.step_size:.3g}), nbeta={found.nbeta:.4g}, "
+            f"SamplerConfig({_call(found.dynamics)}, nbeta={found.nbeta:.4g}, "
             f"localization={found.localization:g}, {_written(always | _changed(found, always))})"
         )
 
@@ -113,21 +117,25 @@ def calibrate(
 ) -> Calibration:
     """Measure a module over a grid of settings, and find the one to take.
 
-    A point is sound if no chain diverges, the chains agree (R-hat <= 1.2) and no longer drift, and the step is too
-    short to matter (bias of the stiffest direction <= 2.5 %). Of the sound ones `nbeta` nearest to the default comes
-    first, then the weakest localization (it looks farthest), then the longest step (its chains forget soonest).
+    A point is sound if no chain diverges, the chains agree (R-hat <= 1.2) and no longer drift, the step is too short to
+    matter (bias of the stiffest direction <= 2.5 %, and at most three quarters of the longest stable step), and so is
+    the noise of minibatches (<= 5 % of the LLC). Of the sound ones `nbeta` nearest to the default comes first, then the
+    weakest localization (it looks farthest), then the longest step (its chains forget soonest).
+
+    The step that is recommended is a number, which a run then keeps. With `LeimkuhlerMatthews` a run may as well leave
+    it at "auto": another step is no break in its series, and `nbeta` and `localization` are what there is to choose.
 
     Args:
         module: At the weights of one checkpoint; late in training is where the curvature, and with it the bias, is
             largest.
         reference: As in `estimate`.
         loss_fn: As in `estimate`.
-        step_sizes: Of SGLD; None for 1/16 to 16 times the step with a bias of 2 %, anew for every nbeta and
-            localization.
+        step_sizes: Of the dynamics; None for multiples of the step that "auto" begins with, anew for every nbeta and
+            localization: 1/16 to 16, or where the step has no bias on quadratics 1/64 to 2, where stability ends.
         nbetas: None for 0.3, 1 and 3 times that of `sampler`.
         localizations: None for 0.1, 1 and 10 times that of `sampler`.
-        sampler: All other settings; its dynamics is not used. None for the defaults with 200 draws: where they are
-            fewer, chains that forget slowly seem to disagree.
+        sampler: All other settings, the kind of dynamics among them; None for the defaults. `SGLD` forgets slowly: give
+            it 200 draws or more, or chains that agree seem to disagree.
         num_samples: Samples drawn from `reference`; None for 256, or all where there are fewer.
         seed: Of the choice of samples and the chains.
         on_point: Told of every point as it is found, and of how many there will be.
@@ -136,7 +144,7 @@ def calibrate(
         The grid and the recommendation.
 
     Raises:
-        TypeError: As `estimate`.
+        TypeError: As `estimate`, or if the dynamics is no dataclass with a `step_size`, as plug-ins may be.
         ValueError: As `estimate`, or if a list is empty.
 
     Source: what the calibration notebooks of the field do by hand (Lau et al., arXiv 2308.12108, appendix;
@@ -151,15 +159,14 @@ def calibrate(
         >>> def loss_fn(module, batch):
         ...     return 0.5 * module.w.square().sum().expand(len(batch))
         >>> found = calibrate(Quadratic(), [torch.zeros(2, 1)], loss_fn, nbetas=[100.0], localizations=[1.0])
-        >>> [point.verdict for point in found.points][-2:]  # 4 and 16 times the step with a bias of 2 %
-        ['biased', 'biased']
-        >>> found.recommended.nbeta, round(found.recommended.dynamics.step_size, 5)  # 0.08 / 101
-        (100.0, 0.00079)
+        >>> [point.verdict for point in found.points][-2:]  # half the longest stable step, and the longest
+        ['sound', 'biased']
+        >>> found.recommended.nbeta, round(found.recommended.dynamics.step_size, 4)  # 2 / 101
+        (100.0, 0.0198)
     """
-    for name, given in (("step_sizes", step_sizes), ("nbetas", nbetas), ("localizations", localizations)):
-        if given is not None and not len(given):
-            raise ValueError(f"Expected `{name}` to hold at least one number, or to be None, but it is empty.")
-    config = SamplerConfig(SGLD(), **CALIBRATED) if sampler is None else sampler
+    _refuse_empty(step_sizes=step_sizes, nbetas=nbetas, localizations=localizations)
+    config = SamplerConfig() if sampler is None else sampler
+    _refuse_others(config.dynamics)
     drawn = draw_reference(reference, num_samples, seed, at_most=DEFAULT_NUM_SAMPLES)
     middle = default_nbeta(len(drawn)) if config.nbeta is None else config.nbeta
     grid = list(
@@ -168,20 +175,20 @@ def calibrate(
             [f * middle for f in _NBETA_FACTORS] if nbetas is None else nbetas,
         )
     )
-    total = len(grid) * (len(_STEP_FACTORS) if step_sizes is None else len(step_sizes))
+    total = len(grid) * len(_factors(config.dynamics) if step_sizes is None else step_sizes)
     points: list[CalibrationPoint] = []
     for localization, nbeta in grid:
-        here = replace(config, dynamics=SGLD(), nbeta=float(nbeta), localization=float(localization))
+        here = replace(config, nbeta=float(nbeta), localization=float(localization))
         steps = _steps(Estimator(drawn, loss_fn, None, here, seed), module) if step_sizes is None else step_sizes
         for step_size in sorted(steps):
-            at = replace(here, dynamics=SGLD(float(step_size)))
+            at = _at(here, step_size)
             points.append(_point(Estimator(drawn, loss_fn, None, at, seed), module))
             if on_point is not None:
                 on_point(points[-1], total)
     best = _best(points, middle)
-    recommended = None
-    if best is not None:
-        recommended = replace(config, dynamics=SGLD(best.step_size), nbeta=best.nbeta, localization=best.localization)
+    if best is None:
+        return Calibration(tuple(points), None, config)
+    recommended = replace(_at(config, best.step_size), nbeta=best.nbeta, localization=best.localization)
     return Calibration(tuple(points), recommended, config)
 
 
@@ -196,10 +203,44 @@ def _written(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
+def _call(dynamics: Dynamics) -> str:
+    """As Python, with the arguments that are not the defaults; three digits of the step are enough."""
+    changed = {
+        item.name: getattr(dynamics, item.name)
+        for item in fields(dynamics)  # type: ignore[arg-type]
+        if item.name != "step_size" and getattr(dynamics, item.name) != item.default
+    }
+    told = [f"step_size={dynamics.step_size:.3g}", *(f"{name}={value!r}" for name, value in changed.items())]
+    return f"{type(dynamics).__name__}({', '.join(told)})"
+
+
+def _refuse_empty(**lists: Sequence[float] | None) -> None:
+    for name, given in lists.items():
+        if given is not None and not len(given):
+            raise ValueError(f"Expected `{name}` to hold at least one number, or to be None, but it is empty.")
+
+
+def _refuse_others(dynamics: Dynamics) -> None:
+    if not is_dataclass(dynamics) or "step_size" not in {item.name for item in fields(dynamics)}:
+        raise TypeError(
+            "Expected the dynamics of `sampler` to be a dataclass with a field `step_size`, so that the grid can "
+            f"change it, but {type(dynamics).__name__} is none: give it the decorator `@dataclass(frozen=True)`."
+        )
+
+
+def _at(config: SamplerConfig, step_size: float) -> SamplerConfig:
+    return replace(config, dynamics=replace(config.dynamics, step_size=float(step_size)))  # type: ignore[type-var]
+
+
+def _factors(dynamics: Dynamics) -> tuple[float, ...]:
+    auto: AutoStep = getattr(dynamics, "auto", BIASED)
+    return _BIASED_FACTORS if auto.is_biased else _FREE_FACTORS
+
+
 def _steps(estimator: Estimator, module: nn.Module) -> list[float]:
-    """Around the step that "auto" would take."""
+    """Around the step that "auto" would begin with."""
     automatic = estimator.automatic_step_size(module)
-    return [factor * automatic for factor in _STEP_FACTORS]
+    return [factor * automatic for factor in _factors(estimator.config.dynamics)]
 
 
 def _point(estimator: Estimator, module: nn.Module) -> CalibrationPoint:
@@ -216,14 +257,18 @@ def _point(estimator: Estimator, module: nn.Module) -> CalibrationPoint:
         step_bias=health["step_bias"],
         failed_chains=health["failed_chains"],
         verdict=_verdict(health),
+        stability=health["stability"],
+        noise_bias=health["noise_bias"],
     )
 
 
 def _verdict(health: Mapping[str, Any]) -> str:
     if health["failed_chains"]:
         return "diverges"
-    if not health["step_bias"] <= _MOST_BIAS:
+    if health["step_bias"] > _MOST_BIAS or health["stability"] > _MOST_STABILITY:  # NaN: the dynamics does not tell
         return "biased"
+    if health["noise_bias"] > _MOST_NOISE:
+        return "noisy"
     if abs(health["drift"]) > _MOST_DRIFT:
         return "drifts"
     return "chains disagree" if health["rhat"] > _MOST_RHAT else "sound"

@@ -11,22 +11,22 @@ from jsonargparse import Namespace
 from tqdm.auto import tqdm
 
 from slt_callbacks.figures.calibration import calibration_figure
-from slt_callbacks.measuring.calibrate import CALIBRATED, Calibration, CalibrationPoint, calibrate
+from slt_callbacks.measuring.calibrate import Calibration, CalibrationPoint, calibrate
 from slt_callbacks.replay.imports import imported
 from slt_callbacks.replay.options import OptionParser, add_common, command_parser, json_object
-from slt_callbacks.replay.sampler_options import add_sampler, sampler_of
+from slt_callbacks.replay.sampler_options import read
 from slt_callbacks.weights.checkpoints import load_module
 
 _EXAMPLE = """example:
   python -m slt_callbacks calibrate last.ckpt --module my_project.model.Net --reference my_project.data.validation
 
 Every point of the grid is one measurement; after the first, it says how long all will take. A point is sound if no
-chain diverges, the chains agree and no longer drift, and the bias of the step is small; the line to copy into the own
-code and a figure come last."""
+chain diverges, the chains agree and no longer drift, and neither the bias of the step nor the noise of minibatches
+matters; the line to copy into the own code and a figure come last."""
 
 
 def parser() -> OptionParser:
-    """Of all options. The grid has the step sizes, so there are none of the dynamics."""
+    """Of all options but those of the sampler, which `read` adds."""
     made = command_parser(
         "calibrate",
         "CHECKPOINT --module PACKAGE.CLASS --reference PACKAGE.FUNCTION [options]",
@@ -42,7 +42,6 @@ def parser() -> OptionParser:
     add("--output", default="runs/calibration.png", metavar="FILE", help="the figure")
     for name in ("step_sizes", "nbetas", "localizations"):
         add(f"--{name}", type=float, nargs="+", metavar="X", help="of the grid; default: around the usual value")
-    add_sampler(made, **CALIBRATED)
     return made
 
 
@@ -56,7 +55,9 @@ def run(made: OptionParser, arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 1 where no setting is sound.
     """
-    options = made.read(arguments)
+    options = read(made, arguments)
+    if options.sampler.dynamics.step_size != "auto":
+        raise ValueError("Expected the step sizes of the grid as --step-sizes X ..., but got one --step-size.")
     with tqdm(desc="Calibrate", disable=options.no_progress, leave=False) as bar:
         found = _calibrated(options, bar)
     print(f"\n{found.line()}")
@@ -65,7 +66,6 @@ def run(made: OptionParser, arguments: Sequence[str]) -> int:
 
 
 def _calibrated(options: Namespace, bar: tqdm) -> Calibration:
-    sampler = sampler_of(options)
     path = _file(options.checkpoint)
     kind, init_args = imported("--module", options.module), json_object("--init-args", options.init_args)
     module = load_module(kind, path, init_args, options.trust).to(options.device)
@@ -91,7 +91,7 @@ def _calibrated(options: Namespace, bar: tqdm) -> Calibration:
         step_sizes=options.step_sizes,
         nbetas=options.nbetas,
         localizations=options.localizations,
-        sampler=sampler,
+        sampler=options.sampler,
         num_samples=options.num_samples,
         seed=options.seed,
         on_point=on_point,

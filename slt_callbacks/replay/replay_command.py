@@ -17,7 +17,7 @@ from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.replay.imports import imported
 from slt_callbacks.replay.options import OptionParser, add_common, command_parser, json_object
 from slt_callbacks.replay.replay import replay_checkpoints
-from slt_callbacks.replay.sampler_options import add_dynamics, add_sampler, sampler_of
+from slt_callbacks.replay.sampler_options import read
 from slt_callbacks.sinks.wandb import OwnRun
 
 _EXAMPLES = """examples:
@@ -45,30 +45,6 @@ def parser() -> OptionParser:
     add("--output", default="runs/replay", metavar="DIR", help="folder for the results")
     add("--wandb_project", metavar="NAME", help="also log to this W&B project, one row a checkpoint")
     return made
-
-
-def read(made: OptionParser, arguments: Sequence[str]) -> Namespace:
-    """The options, with the sampler that they say as `sampler`.
-
-    Args:
-        made: From `parser`; gets the sampler's options.
-        arguments: Of the command line, without the command.
-
-    Raises:
-        SystemExit: With code 2 and a message, if one is wrong.
-        ValueError: If a setting is outside its range, or a path names nothing.
-
-    Example:
-        >>> line = "a.ckpt --module my.Net --reference my.data --nbeta 3 --dynamics RMSPropSGLD --dynamics.damping 0.5"
-        >>> sampler = read(parser(), line.split()).sampler
-        >>> sampler.nbeta, sampler.dynamics
-        (3.0, RMSPropSGLD(step_size='auto', decay=0.99, damping=0.5))
-    """
-    kind, rest = add_dynamics(made, arguments)
-    add_sampler(made)
-    options = made.read(rest)
-    options.sampler = sampler_of(options, kind)
-    return options
 
 
 def run(made: OptionParser, arguments: Sequence[str]) -> int:

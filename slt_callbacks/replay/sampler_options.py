@@ -72,6 +72,31 @@ def sampler_of(options: Namespace, dynamics: type | None = None) -> SamplerConfi
     return SamplerConfig(**settings)
 
 
+def read(made: OptionParser, arguments: Sequence[str]) -> Namespace:
+    """The options, with the sampler that they say as `sampler`.
+
+    Args:
+        made: From `parser`; gets the sampler's options.
+        arguments: Of the command line, without the command.
+
+    Raises:
+        SystemExit: With code 2 and a message, if one is wrong.
+        ValueError: If a setting is outside its range, or a path names nothing.
+
+    Example:
+        >>> line = "a.ckpt --module my.Net --reference my.data --nbeta 3 --dynamics RMSPropSGLD --dynamics.damping 0.5"
+        >>> from slt_callbacks.replay.replay_command import parser
+        >>> sampler = read(parser(), line.split()).sampler
+        >>> sampler.nbeta, sampler.dynamics
+        (3.0, RMSPropSGLD(step_size='auto', decay=0.99, damping=0.5))
+    """
+    kind, rest = add_dynamics(made, arguments)
+    add_sampler(made)
+    options = made.read(rest)
+    options.sampler = sampler_of(options, kind)
+    return options
+
+
 def _known() -> dict[str, type]:
     """Those that the signature names, by their names: the others are found by their import paths."""
     hint = get_type_hints(SamplerConfig)["dynamics"]
