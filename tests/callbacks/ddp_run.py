@@ -1,6 +1,6 @@
-"""Run alone: train on CPU processes with the monitor in one of its moods, and write what each rank found.
+"""Run alone: train on CPU processes with the monitor in its moods, one after the other, and write what each rank found.
 
-python -m tests.callbacks.ddp_run STRATEGY DEVICES MOOD FOLDER
+python -m tests.callbacks.ddp_run STRATEGY DEVICES FOLDER MOOD ...
 """
 
 from __future__ import annotations
@@ -98,13 +98,16 @@ def watch(mood: str, folder: Path) -> SLTMonitor:
 
 
 def collected_warnings() -> list[str]:
-    """What is warned of in this process from now on."""
+    """What is warned of in this process from now on, again where it was before."""
     told: list[str] = []
+    warnings.simplefilter("always")
     warnings.showwarning = lambda message, *_, **__: told.append(str(message))
     return told
 
 
-def run(strategy: str, devices: int, mood: str, folder: Path) -> None:
+def run(strategy: str, devices: int, folder: Path, mood: str) -> None:
+    folder = folder / mood
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     module = LayerRegression() if mood == "plain" else Regression()
     watched = None if mood == "without" else watch(mood, folder)
@@ -151,4 +154,6 @@ def number(value: float) -> float | None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    strategy, devices, folder, *moods = sys.argv[1:]
+    for mood in moods:
+        run(strategy, int(devices), Path(folder), mood)
