@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from slt_callbacks.observables.llc import LLC
     from slt_callbacks.observables.loss_kernel import LossKernel
     from slt_callbacks.observables.susceptibility import Susceptibility
+    from slt_callbacks.observables.trajectory import TrajectoryPCA
     from slt_callbacks.replay.replay import replay_checkpoints
     from slt_callbacks.sampling.averaged import LeimkuhlerMatthews
     from slt_callbacks.sampling.config import SamplerConfig
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from slt_callbacks.sinks.loggers import LoggerSink
     from slt_callbacks.sinks.memory import MemorySink
     from slt_callbacks.sinks.wandb import WandbSink
+    from slt_callbacks.stats.trajectories import joint_trajectory
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,8 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "LossKernel",
     "Influence",
     "Susceptibility",
+    "TrajectoryPCA",
+    "joint_trajectory",
     "Observable",
     "ReferencePoint",
     "JumpDetector",
@@ -105,6 +109,8 @@ _HOMES = {
     "observables.loss_kernel": ("LossKernel",),
     "observables.influence": ("Influence",),
     "observables.susceptibility": ("Susceptibility",),
+    "observables.trajectory": ("TrajectoryPCA",),
+    "stats.trajectories": ("joint_trajectory",),
     "observables.base": ("Observable", "ReferencePoint"),
     "detection.jumps": ("JumpDetector", "JumpEvent"),
     "detection.records": ("Stage", "StageEvent"),

@@ -13,7 +13,8 @@ from PIL import Image
 
 from slt_callbacks.figures.canvas import empty_figure, short
 from slt_callbacks.figures.images import correlation_map, diverging
-from slt_callbacks.observables.media import Picture, Scatter
+from slt_callbacks.figures.tracks import track_figure
+from slt_callbacks.observables.media import Picture, Scatter, Track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def image_of(shown: Picture | Scatter) -> Image.Image | None:
     if isinstance(shown, Picture) and not shown.is_named:
         return correlation_map(shown.matrix, limit=shown.limit)
     try:
-        return _rendered(map_figure(shown) if isinstance(shown, Picture) else scatter_figure(shown))
+        return _rendered(_figure_of(shown))
     except ModuleNotFoundError as error:
         _log.info("A picture without names, or none: %s", error)
         return correlation_map(shown.matrix, limit=shown.limit) if isinstance(shown, Picture) else None
@@ -138,6 +139,12 @@ def scatter_figure(scatter: Scatter) -> Figure:
     figure.suptitle(fill(scatter.caption, 80), x=0.01, ha="left", size=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _figure_of(shown: Picture | Scatter) -> Figure:
+    if isinstance(shown, Picture):
+        return map_figure(shown)
+    return track_figure(shown) if isinstance(shown, Track) else scatter_figure(shown)
 
 
 def _draw_classes(axes: Axes, points: Any, classes: Any, scatter: Scatter) -> None:

@@ -69,6 +69,10 @@ class Objective:
         """The samples at `places` in blocks of at most `block_size`; see `ReferenceSet.batches`."""
         return self._reference.batches(places, self._block_size)
 
+    def batches_of(self, samples: ReferenceSet) -> list[tuple[Batch, torch.Tensor]]:
+        """Other samples, where the fork is, in blocks of the same size; see `ReferenceSet.batches`."""
+        return samples.to(self.fork.device, self.fork.dtype).batches(limit=self._block_size)
+
     @torch.no_grad()
     def measure_fork(self) -> torch.Tensor:
         """Put the fork at w*, fill `at_fork`, and return the mean loss there, shape ``()``."""

@@ -165,7 +165,7 @@ class Estimator:
         for survey in self._surveys():
             survey.preparation.try_again()
         with self._undisturbed(module, self.settings.seed):
-            self._main.preparation.objective(module)
+            self._main.check(module, self.settings.seed)
             self._beside.check(module)
 
     def time_pass(self, module: nn.Module) -> TimedPass:

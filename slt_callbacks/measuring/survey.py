@@ -65,6 +65,20 @@ class Survey:
         """Gradient steps of a later measurement in this process, if its chains do not drift."""
         return self.target.later_steps if self.panel.reads_draws else 0
 
+    def check(self, module: nn.Module, seed: int) -> None:
+        """Fork, try the loss, and let observables of the fork refuse what they cannot read.
+
+        Args:
+            module: The live one.
+            seed: As `measure` takes it.
+
+        Raises:
+            TypeError: As `Preparation.objective` and `Panel.inspect`.
+            ValueError: Likewise.
+        """
+        objective = self.preparation.objective(module)
+        self.panel.inspect(objective, self._point(0, math.nan, torch.empty(0, device="cpu")), seed, rehearsal=True)
+
     def measure(self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None) -> Sampled:
         """Fork, losses at w*, what is read there, chains.
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from slt_callbacks.data.batches import Batch
-from slt_callbacks.losses.measured import as_asked
+from slt_callbacks.data.reference import ReferenceSet
+from slt_callbacks.losses.measured import MeasuredLoss, as_asked
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.base import ReferencePoint
 from slt_callbacks.weights.copies import twin_of
@@ -54,6 +55,12 @@ class ForkView:
         """Copies of the reference samples as the loss gets them, in batches that a forward pass may take."""
         prepare = as_asked(self._objective.loss_fn)
         return [prepare(self.module, batch) for batch, _ in self._objective.batches()]
+
+    def batches_of(self, samples: ReferenceSet) -> list[tuple[Batch, torch.Tensor]]:
+        """Copies of samples of one's own as the loss would get them, and where each stands, int64 ``(B,)``."""
+        loss_fn = self._objective.loss_fn
+        prepare = as_asked(loss_fn.of_raw() if isinstance(loss_fn, MeasuredLoss) else loss_fn)
+        return [(prepare(self.module, batch), where) for batch, where in self._objective.batches_of(samples)]
 
     def loss(self) -> float:
         """Mean loss over the reference set at the present weights."""

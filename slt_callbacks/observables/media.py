@@ -83,6 +83,33 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Track(Scatter):
+    """Points that something moves through, one after the other.
+
+    Attributes:
+        steps: Training step of every point ``(N,)``, shown as colour.
+        marks: Other points by name, such as where a known predictor stands.
+        box: What the axes show: left, right, bottom, top; None for what the points need.
+
+    Raises:
+        ValueError: If `steps` are not one a point.
+
+    Example:
+        >>> Track(torch.zeros(2, 2), "two steps", ("1st", "2nd"), steps=torch.tensor([0, 5])).steps.tolist()
+        [0, 5]
+    """
+
+    steps: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
+    marks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    box: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.steps) != len(self.points):
+            raise ValueError(f"Expected `steps` of {len(self.points)} points, but got {len(self.steps)}.")
+
+
+@dataclass(frozen=True)
 class Media:
     """What a measurement shows, by keys such as ``kernel/map``: the observable's own, a slash, and a name.
 

@@ -92,6 +92,19 @@ class Member:
         self._seen = {name: as_number(value) for name, value in self.observable.inspect(fork).items()}
         self._shown_before = [name for name, value in self._seen.items() if isinstance(value, (int, float))]
 
+    def rehearse(self, fork: ForkView) -> None:
+        """Let it refuse, before training, what it will not be able to read there.
+
+        Raises:
+            TypeError: Whatever it raises, with its key.
+            ValueError: Likewise.
+        """
+        try:
+            if self._has("rehearse"):
+                self.observable.rehearse(fork)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"observables[{self.key!r}]: {error}") from error
+
     def forget_fork(self) -> None:
         """What it has seen there is no longer of use; the numbers are NaN until there are others."""
         self._seen = dict.fromkeys(self._shown_before, math.nan)

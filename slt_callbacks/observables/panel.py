@@ -111,19 +111,21 @@ class Panel:
                 if not lenient:
                     raise
 
-    def inspect(self, objective: Objective, point: ReferencePoint, seed: int) -> None:
+    def inspect(self, objective: Objective, point: ReferencePoint, seed: int, rehearsal: bool = False) -> None:
         """Let every observable of the fork look at it, each in its own world, and put the fork back.
 
         Args:
             objective: The losses of the reference set, its fork at w*.
             point: Of the fork.
             seed: Of the random numbers that one of them may draw.
+            rehearsal: Whether this is before training, and they may refuse what they find.
         """
         self.forget_fork()
         for member in self.members:
             if member.reads_fork:
                 with isolated_rng(seed):
-                    member.inspect(ForkView(objective, point))
+                    look = member.rehearse if rehearsal else member.inspect
+                    look(ForkView(objective, point))
                 objective.take_gradients()  # that it may have left, and nobody else is to find
                 objective.fork.reset()
 
