@@ -23,6 +23,10 @@ slt/kernel/label_alignment            CKA with the kernel that is 1 within class
 slt/kernel/map (image)                the kernel, rows in one order over the whole run
 slt/llc/<refinement>/mean, stderr     `Refinement`: the LLC of fewer weights, other data, another loss
 slt/health/<refinement>/rhat, ...     and failed_chains, step_size: whether its chains can be trusted
+slt/trajectory/explained_1, null_1    `TrajectoryPCA`: shares of the components; those of a random walk
+slt/trajectory/speed                  change of the outputs on the probes a training step
+slt/trajectory/distance/<name>        root mean square distance to a reference predictor
+slt/trajectory/map (image)            the path in the plane of the first two, on axes that stay
 slt/influence/shift                   `Influence`: how much it moved
 slt/influence/sign_flips, peaks       pairs that certainly changed sides, or turned
 slt/influence/group/<a>_to_<b>        mean correlation by label; positive helps

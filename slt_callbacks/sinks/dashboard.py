@@ -36,6 +36,7 @@ def dashboard(
     influence: Sequence[str] = ...,
     refinements: Sequence[str] = ...,
     susceptibility: Sequence[str] = ...,
+    trajectory: Sequence[str] = ...,
     save: Literal[True] = ...,
 ) -> str: ...
 
@@ -51,6 +52,7 @@ def dashboard(
     influence: Sequence[str] = ...,
     refinements: Sequence[str] = ...,
     susceptibility: Sequence[str] = ...,
+    trajectory: Sequence[str] = ...,
     save: Literal[False],
 ) -> Any: ...
 
@@ -65,6 +67,7 @@ def dashboard(
     influence: Sequence[str] = ("influence",),
     refinements: Sequence[str] = (),
     susceptibility: Sequence[str] = (),
+    trajectory: Sequence[str] = (),
     save: bool = True,
 ) -> Any:
     """Make a W&B workspace for a project that `SLTMonitor` logs to: LLC, stages, kernel, influence, and health.
@@ -78,6 +81,7 @@ def dashboard(
         influence: Keys of the `Influence` observables; none, no section.
         refinements: Names of the `Refinement`s; none, no section.
         susceptibility: Keys of the `Susceptibility` observables; none, no section.
+        trajectory: Keys of the `TrajectoryPCA` observables; none, no section.
         save: Whether to save it to W&B; False needs no network.
 
     Returns:
@@ -94,7 +98,8 @@ def dashboard(
         ['LLC', 'Stages', 'Loss kernel', 'Influence', 'Health and cost']
     """
     _check_names(entity=entity, project=project)
-    _check_lists(llc=llc, kernel=kernel, influence=influence, refinements=refinements, susceptibility=susceptibility)
+    _check_lists(llc=llc, kernel=kernel, influence=influence, refinements=refinements)
+    _check_lists(susceptibility=susceptibility, trajectory=trajectory)
     workspaces, panels = _workspaces()
     build = _Panels(panels)
     content = {
@@ -104,18 +109,18 @@ def dashboard(
         "Loss kernel": build.kernel(kernel) if kernel else [],
         "Influence": build.influence(influence) if influence else [],
         "Susceptibility": build.susceptibility(susceptibility) if susceptibility else [],
+        "Trajectory": build.trajectory(trajectory) if trajectory else [],
         "Health and cost": build.health(),
     }
-    sections = [
-        workspaces.Section(name=title, panels=_arranged(made, panels), is_open=True)
-        for title, made in content.items()
-        if made
-    ]
     workspace = workspaces.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=sections,
+        sections=[
+            workspaces.Section(name=title, panels=_arranged(made, panels), is_open=True)
+            for title, made in content.items()
+            if made
+        ],
         settings=workspaces.WorkspaceSettings(x_axis=logged.STEP),
     )
     return workspace.save().url if save else workspace
@@ -178,6 +183,16 @@ class _Panels:
             self._line("Share of the first component", _each(keys, "pc1_share")),
             self._line("Share that all parts have in common", _each(keys, "uniform_share")),
             self._line("Share of entries beyond noise: 0.05 is none", _each(keys, "significant")),
+        ]
+
+    def trajectory(self, keys: Sequence[str]) -> list[Any]:
+        distances = "|".join(key_of(key, "distance/.*") for key in keys)
+        shares = [key_of(key, f"{kind}_{place}") for key in keys for kind in ("explained", "null") for place in (1, 2)]
+        return [
+            *(self._image("Where training moves in function space", key_of(key, "map")) for key in keys),
+            self._panels.LinePlot(title="Distance to reference predictors", x=logged.STEP, metric_regex=distances),
+            self._line("Shares of the components, and those of a random walk", shares),
+            self._line("Speed: change of the outputs a training step", _each(keys, "speed")),
         ]
 
     def health(self) -> list[Any]:

@@ -1,9 +1,10 @@
-"""What the loss kernel and influence add to a measurement, and what showing them costs."""
+"""What the loss kernel, influence and a trajectory add to a measurement, and what showing them costs."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import statistics
 import tempfile
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import wandb
 from torch import nn
 
-from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, SamplerConfig
+from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, SamplerConfig, TrajectoryPCA
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.figures.images import correlation_map
@@ -27,7 +28,7 @@ _CHAINS, _DRAWS, _BATCH = 2, 20, 16
 
 
 def rows() -> list[Row]:
-    return [*whole_reference(), *minibatches(), picture(), against_bif()]
+    return [*whole_reference(), *minibatches(), *trajectory(), picture(), against_bif()]
 
 
 def whole_reference(repeats: int = 3) -> list[Row]:
@@ -68,6 +69,43 @@ def minibatches(repeats: int = 5) -> list[Row]:
         at_most("kernel / the bare extra forward passes", kernel, 1.15, "x", note),
         at_most("kernel and influence / the bare extra forward passes", both, 1.15, "x", note + f", Q {_SIZE}"),
     ]
+
+
+def trajectory(repeats: int = 9) -> list[Row]:
+    """Without chains: what a measurement takes is a forward pass of the probes, and their decomposition."""
+    module, _ = _problem()
+    probes = draw_reference([reference_rows()[:64]])
+
+    def logits(module: Any, batch: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = module(batch[:, :-1])[:, -4:]
+        return found
+
+    def alone(observable: Any) -> Estimator:
+        return Estimator(draw_reference([token_rows(4)]), token_losses, {"own": observable}, SamplerConfig(SGLD(1e-6)))
+
+    class Reads:
+        """The same forward pass, of which nothing is made."""
+
+        def inspect(self, fork: Any) -> dict[str, float]:
+            with torch.no_grad():
+                return {"sum": sum(float(logits(fork.module, batch).sum()) for batch, _ in fork.batches_of(probes))}
+
+    class Nothing:
+        def inspect(self, fork: Any) -> dict[str, float]:
+            return {}
+
+    path = TrajectoryPCA(probes, logits)
+    estimators = [alone(Nothing()), alone(Reads()), alone(path)]
+    steps = itertools.count()
+    rounds = []
+    for _ in range(40 + repeats):  # rows to be decomposed
+        step = next(steps)
+        nothing, reads, whole = (seconds(functools.partial(one.measure, module, step)) for one in estimators)
+        rounds.append(((whole - nothing) / (reads - nothing), 1e3 * (reads - nothing)))
+    ratio = statistics.median(ratio for ratio, _ in rounds[-repeats:])
+    values = path.rows.shape[1]
+    note = f"{len(path.rows)} rows of {values} values; the pass takes {statistics.median(t for _, t in rounds):.1f} ms"
+    return [at_most("a trajectory / one forward pass of its probes", ratio, 2.0, "x", note)]
 
 
 def _per_pass(measure: Any, observables: list[Observable], forward: Any, sides: int, repeats: int) -> float:

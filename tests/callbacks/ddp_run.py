@@ -17,7 +17,17 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from slt_callbacks import LLC, Alert, JumpEvent, LossKernel, SamplerConfig, SaveCheckpoint, SLTMonitor, StopTraining
+from slt_callbacks import (
+    LLC,
+    Alert,
+    JumpEvent,
+    LossKernel,
+    SamplerConfig,
+    SaveCheckpoint,
+    SLTMonitor,
+    StopTraining,
+    TrajectoryPCA,
+)
 from tests.training import QUIET, Regression, data, fingerprint, monitor, square_error
 
 CHAINS = SamplerConfig(num_chains=4, num_draws=16, num_burnin_steps=32, engine="sequential")
@@ -92,8 +102,15 @@ def mooded(mood: str, folder: Path) -> dict[str, Any]:
     return moods[mood]
 
 
+def outputs(module: Any, batch: Any) -> torch.Tensor:
+    found: torch.Tensor = module.net(batch[0])
+    return found
+
+
 def watch(mood: str, folder: Path) -> SLTMonitor:
-    settings = {"sampler": CHAINS, "num_samples": 16, "observables": {"llc": LLC(), "kernel": LossKernel()}}
+    zero: Any = {"zero": torch.zeros(6)}
+    observables = {"llc": LLC(), "kernel": LossKernel(), "trajectory": TrajectoryPCA(data(6), outputs, zero)}
+    settings = {"sampler": CHAINS, "num_samples": 16, "observables": observables}
     return monitor(**(settings | mooded(mood, folder)))
 
 
@@ -138,6 +155,8 @@ class Report(pl.Callback):
             "steps": [measurement.step for measurement in history],
             "llc": [number(measurement["llc"]["mean"]) for measurement in history],
             "trace": [number(measurement["kernel"]["trace"]) for measurement in history],
+            "distance": [number(measurement["trajectory"].get("distance/zero", math.nan)) for measurement in history],
+            "explained": [number(measurement["trajectory"].get("explained_1", math.nan)) for measurement in history],
             "errors": [measurement.error for measurement in history],
             "sgld_steps": [measurement["cost"]["sgld_steps"] for measurement in history],
             "logged": number(float(trainer.callback_metrics.get("slt/llc/mean", math.nan))),

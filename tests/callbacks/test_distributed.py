@@ -52,7 +52,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_that_two_find_what_one_finds(folder: Path, alone: Found) -> None:
     first, second = ranks(folder, "plain")
     assert first["steps"] == alone["steps"] == [2, 4, 6]
-    for key in ("llc", "trace"):
+    for key in ("llc", "trace", "distance", "explained"):
         assert first[key] == second[key] == pytest.approx(alone[key], rel=1e-4)
     assert first["logged"] == second["logged"] == pytest.approx(first["llc"][-1])
     assert first["sgld_steps"] == alone["sgld_steps"], "the steps of all ranks are counted"

@@ -26,6 +26,7 @@ from slt_callbacks import (
     RMSPropSGLD,
     SamplerConfig,
     Susceptibility,
+    TrajectoryPCA,
     behavioral,
 )
 from tests.passivity.runs import Case, draw_from_all
@@ -292,6 +293,19 @@ def refined() -> dict[str, Any]:
     return {"observables": observables, "refinements": refinements}
 
 
+def outputs(module: Any, batch: Any) -> torch.Tensor:
+    """Of a careless user: draws random numbers, and writes into what it is given."""
+    draw_from_all()
+    found: torch.Tensor = module.net(batch[0].mul_(0.9))
+    return found[:, None] + 0.01 * torch.rand(())
+
+
+def trajectory() -> TrajectoryPCA:
+    """On training samples themselves, beside a predictor that draws random numbers."""
+    references: Any = {"own": lambda batch: torch.rand(len(batch[0]), 1)}
+    return TrajectoryPCA(in_batches()[:2], outputs, references)
+
+
 DIVERGES = SamplerConfig(SGLD(1e6), num_chains=2, num_draws=4, num_burnin_steps=2)
 PRECONDITIONED = SamplerConfig(RMSPropSGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=4)
 VECTORIZED = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, engine="vectorized")
@@ -365,6 +379,7 @@ CASES: dict[str, Case] = {
     "refinements with vectorized chains, in turn": Case(
         monitor=refined() | {"sampler": VECTORIZED, "refinements_at_once": 1}
     ),
+    "a trajectory of outputs beside the LLC": Case(monitor={"observables": {"llc": LLC(), "path": trajectory()}}),
     "plug-ins that draw random numbers": Case(
         monitor={"observables": {"llc": LLC(), "own": Draws()}, "sinks": [Draws()], "schedule": random_steps},
         files=False,

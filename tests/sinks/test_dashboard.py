@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from slt_callbacks import LLC, Influence, LossKernel, Refinement, SamplerConfig, Susceptibility, dashboard
+from slt_callbacks import (
+    LLC,
+    Influence,
+    LossKernel,
+    Refinement,
+    SamplerConfig,
+    Susceptibility,
+    TrajectoryPCA,
+    dashboard,
+)
 from tests.callbacks.test_watch import PlantedLLC
 from tests.sinks.backend import fake_backend
 from tests.sinks.test_sinks import offline_logger, records
@@ -93,15 +103,23 @@ def test_refinements_and_susceptibilities_have_sections_of_what_is_logged(
     logger = offline_logger(tmp_path, monkeypatch)
     short = SamplerConfig(num_chains=2, num_draws=8, num_burnin_steps=0)
     parts = {"first": Refinement("net.0.*"), "last": Refinement("net.4.*")}
+    zero = {"zero": torch.zeros(6)}
+    path = TrajectoryPCA(data(6), lambda module, batch: module.net(batch[0]), zero)
     fit(
-        monitor(observables={"llc": LLC(), "chi": chi}, refinements=parts, sampler=short, every_n_train_steps=1),
+        monitor(
+            observables={"llc": LLC(), "chi": chi, "path": path},
+            refinements=parts,
+            sampler=short,
+            every_n_train_steps=1,
+        ),
         max_steps=5,
         logger=logger,
     )
     rows = [record["history"]["item"] for record in records(logger) if record["type"] == "history"]
     items = {key for row in rows for key in row}
-    workspace = dashboard("me", "mine", kernel=[], influence=[], refinements=parts, susceptibility=["chi"], save=False)
-    sections = ["LLC", "Refined LLC", "Stages", "Susceptibility", "Health and cost"]
+    more: Any = {"refinements": parts, "susceptibility": ["chi"], "trajectory": ["path"]}
+    workspace = dashboard("me", "mine", kernel=[], influence=[], **more, save=False)
+    sections = ["LLC", "Refined LLC", "Stages", "Susceptibility", "Trajectory", "Health and cost"]
     assert [section.name for section in workspace.sections] == sections
     shown = {panel.title: panel.y for panel in workspace.sections[1].panels if hasattr(panel, "y")}
     assert shown == {
@@ -110,8 +128,13 @@ def test_refinements_and_susceptibilities_have_sections_of_what_is_logged(
     }
     asked = {key for panel in workspace.sections[3].panels if hasattr(panel, "y") for key in panel.y}
     assert asked == {f"slt/chi/{name}" for name in ("pc1_share", "uniform_share", "significant")}
-    assert {key for keys in shown.values() for key in keys} | asked <= items
-    assert images(workspace) == ["slt/refinements", "slt/figure", "slt/chi/map", "slt/chi/components"]
+    moved = {key for panel in workspace.sections[4].panels for key in getattr(panel, "y", None) or []}
+    assert moved == {f"slt/path/{name}" for name in ("explained_1", "explained_2", "null_1", "null_2", "speed")}
+    (distances,) = {panel.metric_regex for panel in workspace.sections[4].panels if hasattr(panel, "y")} - {None}
+    assert [key for key in items if re.fullmatch(distances, key)] == ["slt/path/distance/zero"]
+    assert {key for keys in shown.values() for key in keys} | asked | moved <= items
+    made = ["slt/refinements", "slt/figure", "slt/chi/map", "slt/chi/components", "slt/path/map"]
+    assert images(workspace) == made
     assert {f"{key}._type" for key in images(workspace)} - {"slt/figure._type"} <= items, (
         "no event, no figure of stages"
     )
@@ -124,7 +147,7 @@ def test_refinements_of_several_llcs_share_one_plot() -> None:
     assert alone.sections[0].panels[0].y == ["slt/llc/h0/mean"], "an LLC is measured of a refinement in any case"
 
 
-@pytest.mark.parametrize("argument", ["refinements", "susceptibility"])
+@pytest.mark.parametrize("argument", ["refinements", "susceptibility", "trajectory"])
 def test_names_of_parts_go_into_a_list_as_well(argument: str) -> None:
     with pytest.raises(TypeError, match=rf"Expected `{argument}` to be a list of keys, such as \['k'\], but got 'k'"):
         dashboard("me", "mine", save=False, **{argument: "k"})  # type: ignore[call-overload]
