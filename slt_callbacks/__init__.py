@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from slt_callbacks.observables.influence import Influence
     from slt_callbacks.observables.llc import LLC
     from slt_callbacks.observables.loss_kernel import LossKernel
+    from slt_callbacks.observables.metrics import Metrics
     from slt_callbacks.observables.susceptibility import Susceptibility
     from slt_callbacks.observables.trajectory import TrajectoryPCA
     from slt_callbacks.replay.replay import replay_checkpoints
@@ -61,6 +62,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "LossKernel",
     "Influence",
     "Susceptibility",
+    "Metrics",
     "TrajectoryPCA",
     "joint_trajectory",
     "Observable",
@@ -111,6 +113,7 @@ _HOMES = {
     "observables.susceptibility": ("Susceptibility",),
     "observables.trajectory": ("TrajectoryPCA",),
     "stats.trajectories": ("joint_trajectory",),
+    "observables.metrics": ("Metrics",),
     "observables.base": ("Observable", "ReferencePoint"),
     "detection.jumps": ("JumpDetector", "JumpEvent"),
     "detection.records": ("Stage", "StageEvent"),

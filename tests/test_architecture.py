@@ -36,7 +36,7 @@ FLOORS: list[set[str]] = [
 # What of other people's a floor may use, beside torch and numpy.
 THIRD_PARTY = {
     "stats": {"scipy", "arviz_stats", "torchmetrics"},
-    "observables": {"scipy"},
+    "observables": {"scipy", "torchmetrics"},
     "figures": {"PIL", "matplotlib"},
     "sinks": {"wandb", "wandb_workspaces", "PIL"},
     "replay": {"tqdm", "jsonargparse"},

@@ -156,7 +156,7 @@ class Estimator:
             survey.preparation.together = size
 
     def check(self, module: nn.Module) -> None:
-        """Fork `module` and try the loss on two samples, so that a mistake shows before any training.
+        """Fork `module` and try the loss, and observables of the fork, on two samples: a mistake shows before training.
 
         Raises:
             TypeError: As `Fork`, `resolve_loss` and `check_loss`.
@@ -271,7 +271,7 @@ class Estimator:
     def _survey(self, name: str, refinement: Refinement, panel: Panel) -> Survey:
         """The main posterior, or one that differs from it as `refinement` says."""
         reference = self.reference if refinement.reference is None else cast("ReferenceSet", refinement.reference)
-        panel.share_queries(self._exchange.first)
+        panel.share_samples(self._exchange.first)
         panel.check(reference)
         preparation = Preparation(
             reference,

@@ -116,7 +116,8 @@ class Survey:
     def samples_a_draw(self, objective: Objective) -> int:
         """Samples whose losses are asked for in all, at w* and at the draws, beside those of the SGLD steps."""
         draws = self.target.num_chains * self._config.num_draws if self.panel.reads_draws else 0
-        return len(objective) + draws * self.preparation.samples_a_draw(objective)
+        at_fork = len(objective) + self.panel.samples_at_fork(len(objective))
+        return at_fork + draws * self.preparation.samples_a_draw(objective)
 
     def _point(self, step: int, loss: float, losses: torch.Tensor) -> ReferencePoint:
         posterior = self.target.posterior

@@ -99,7 +99,8 @@ class ForkObservable(Protocol):
     """What is read at w* itself, without chains: one method. Where all observables are such, no SGLD step is taken.
 
     It may also have ``check``, ``state_dict``, ``load_state_dict``, ``images`` and ``matrices`` of an `Observable`, and
-    ``rehearse(fork)``, called before training with a `ForkView`, to refuse what cannot be read there.
+    ``rehearse(fork)``, called before training with a `ForkView`, to refuse what cannot be read there; and ``needs``, a
+    `Needs` with samples of its own.
 
     Example:
         The share of hidden units that no reference sample activates:

@@ -21,11 +21,13 @@ class ForkView:
     Args:
         objective: The losses of the reference set; its fork is what is looked at.
         point: What is known of w*.
+        samples: Those that the observable brings; None where it looks at the reference set.
 
     Attributes:
         point: What is known of w*: training step, loss, losses, rows of the samples.
         module: A copy of its own for this observable, in eval mode, on the weights of the fork: hooks stay with it.
         parameters: The trainable parameters, to be moved in place under ``torch.no_grad()``.
+        device: Where they are, and what `batches` gives.
 
     Example:
         >>> from slt_callbacks.data.drawing import draw_reference
@@ -41,20 +43,31 @@ class ForkView:
         0.0
     """
 
-    def __init__(self, objective: Objective, point: ReferencePoint) -> None:
+    def __init__(self, objective: Objective, point: ReferencePoint, samples: ReferenceSet | None = None) -> None:
         self._objective = objective
+        self._samples = samples
         self.point = point
         self.parameters = objective.fork.parameters
+        self.device = objective.fork.device
 
     @cached_property
     def module(self) -> nn.Module:
         """See the class."""
         return twin_of(self._objective.fork.module)
 
-    def batches(self) -> list[Batch]:
-        """Copies of the reference samples as the loss gets them, in batches that a forward pass may take."""
+    def batches(self, most: int | None = None) -> list[Batch]:
+        """Copies of the samples as the loss gets them, in batches that a forward pass may take.
+
+        Args:
+            most: Only the first so many of them; None for all.
+        """
+        size = len(self._objective if self._samples is None else self._samples)
+        places = torch.arange(size if most is None else min(most, size), device="cpu")
+        if self._samples is not None:
+            chosen = self._samples if most is None else self._samples.subset(places)
+            return [batch for batch, _ in self.batches_of(chosen)]
         prepare = as_asked(self._objective.loss_fn)
-        return [prepare(self.module, batch) for batch, _ in self._objective.batches()]
+        return [prepare(self.module, batch) for batch, _ in self._objective.batches(None if most is None else places)]
 
     def batches_of(self, samples: ReferenceSet) -> list[tuple[Batch, torch.Tensor]]:
         """Copies of samples of one's own as the loss would get them, and where each stands, int64 ``(B,)``."""

@@ -33,9 +33,10 @@ class Member:
         reads_draws: Whether it is a statistic of draws.
         reads_fork: Whether it looks at the fork.
         queries: The samples that it brings, or None.
+        samples: Those that it brings for its look at the fork, or None.
 
     Raises:
-        TypeError: If its queries are nothing to draw samples from.
+        TypeError: If its queries or samples are nothing to draw samples from.
         ValueError: If they are empty or not finite.
 
     Example:
@@ -61,7 +62,8 @@ class Member:
         self.needs = needs_of(observable)
         self.reads_draws = isinstance(observable, Observable)
         self.reads_fork = isinstance(observable, ForkObservable)
-        self.queries = None if self.needs.queries is None else _draw_queries(key, self.needs.queries)
+        self.queries = _drawn(key, "queries", self.needs.queries)
+        self.samples = _drawn(key, "data", self.needs.samples)
         self._held: list[Draw] = []
         self._seen: dict[str, Any] = {}  # what the fork has shown
         self._shown_before: list[str] = []  # names of the numbers among it
@@ -167,11 +169,11 @@ def keys_with_matrices(observables: Mapping[str, Any]) -> set[str]:
     return {key for key, observable in observables.items() if hasattr(observable, "matrices")}
 
 
-def _draw_queries(key: str, queries: Reference | ReferenceSet) -> ReferenceSet:
-    if isinstance(queries, ReferenceSet):
-        return queries
+def _drawn(key: str, argument: str, source: Reference | ReferenceSet | None) -> ReferenceSet | None:
+    if source is None or isinstance(source, ReferenceSet):
+        return source
     try:
-        return draw_reference(queries)
+        return draw_reference(source)
     except (TypeError, ValueError) as error:
-        message = str(error).replace("`reference`", "`queries`")
+        message = str(error).replace("`reference`", f"`{argument}`")
         raise type(error)(f"observables[{key!r}]: {message}") from error

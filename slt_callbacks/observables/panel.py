@@ -21,6 +21,8 @@ from slt_callbacks.sampling.draws import Draw
 Observables = Mapping[str, Observable | ForkObservable]
 """By the key they are logged under."""
 
+_Brought = tuple[ReferenceSet | None, ReferenceSet | None]
+
 
 class Panel:
     """Hands every draw to every observable, and takes back those of a chain that failed.
@@ -58,11 +60,11 @@ class Panel:
         """See the class."""
         return {member.key: member.queries for member in self.members if member.queries is not None}
 
-    def share_queries(self, first: Callable[[dict[str, ReferenceSet]], dict[str, ReferenceSet]]) -> None:
+    def share_samples(self, first: Callable[[list[_Brought]], list[_Brought]]) -> None:
         """Take those of rank 0, as `first` gives them: what draws them may answer otherwise on another rank."""
-        shared = first(self.queries)
-        for member in self.members:
-            member.queries = shared.get(member.key)
+        shared = first([(member.queries, member.samples) for member in self.members])
+        for member, (queries, samples) in zip(self.members, shared, strict=True):
+            member.queries, member.samples = queries, samples
 
     def check(self, reference: ReferenceSet) -> None:
         """Let every observable refuse a reference set, or queries, that it cannot work with.
@@ -111,6 +113,11 @@ class Panel:
                 if not lenient:
                     raise
 
+    def samples_at_fork(self, size: int) -> int:
+        """Samples that its observables of the fork go through in a measurement, of a reference set of this size."""
+        passes = [(member.needs.forward_passes, member.samples) for member in self.members]
+        return sum(count * (size if samples is None else len(samples)) for count, samples in passes)
+
     def inspect(self, objective: Objective, point: ReferencePoint, seed: int, rehearsal: bool = False) -> None:
         """Let every observable of the fork look at it, each in its own world, and put the fork back.
 
@@ -125,7 +132,7 @@ class Panel:
             if member.reads_fork:
                 with isolated_rng(seed):
                     look = member.rehearse if rehearsal else member.inspect
-                    look(ForkView(objective, point))
+                    look(ForkView(objective, point, member.samples))
                 objective.take_gradients()  # that it may have left, and nobody else is to find
                 objective.fork.reset()
 

@@ -17,11 +17,13 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanSquaredError, MetricCollection, R2Score
 
 from slt_callbacks import (
     LLC,
     SGLD,
     MemorySink,
+    Metrics,
     Refinement,
     RMSPropSGLD,
     SamplerConfig,
@@ -282,6 +284,34 @@ class Augmented(Dataset[Any]):
         return x + 0.1 * float(self.transforms[0]()), y
 
 
+METRIC = MeanSquaredError()
+
+
+def at_the_fork() -> dict[str, Any]:
+    """What is read without chains, beside the LLC; one of the metrics belongs to the module, which goes on using it."""
+    predict = lambda module, batch: (module.net(batch[0]), batch[1])  # noqa: E731
+    metrics = {"mse": METRIC, "mean": MetricCollection({"r2": R2Score()})}
+    return {
+        "observables": {"llc": LLC(), "behavior": Metrics(metrics, predict), "own": Metrics(METRIC, predict, data(10))}
+    }
+
+
+class Evaluated(Regression):
+    """Logs a metric that it keeps over the run, the one that the monitor was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = METRIC
+        METRIC.reset()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        with torch.no_grad():
+            self.metric.update(self.net(batch[0]), batch[1])
+        self.log("mse_so_far", self.metric.compute())
+        self.log("updates", float(self.metric.update_count))
+        return super().training_step(batch, batch_idx)
+
+
 def refined() -> dict[str, Any]:
     """Fewer weights, other data and another loss beside the main posterior."""
     observables = {"llc": LLC(), "chi": Susceptibility()}
@@ -380,6 +410,7 @@ CASES: dict[str, Case] = {
         monitor=refined() | {"sampler": VECTORIZED, "refinements_at_once": 1}
     ),
     "a trajectory of outputs beside the LLC": Case(monitor={"observables": {"llc": LLC(), "path": trajectory()}}),
+    "metrics, one of them the module's own": Case(module=Evaluated, monitor=at_the_fork(), files=False),
     "plug-ins that draw random numbers": Case(
         monitor={"observables": {"llc": LLC(), "own": Draws()}, "sinks": [Draws()], "schedule": random_steps},
         files=False,
