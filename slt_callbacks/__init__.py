@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slt_callbacks.measuring.parts import attention_heads, child_modules
     from slt_callbacks.measuring.refinement import Refinement
     from slt_callbacks.observables.base import Observable, ReferencePoint
+    from slt_callbacks.observables.compressibility import Compressibility
     from slt_callbacks.observables.influence import Influence
     from slt_callbacks.observables.llc import LLC
     from slt_callbacks.observables.loss_kernel import LossKernel
@@ -63,6 +64,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "Influence",
     "Susceptibility",
     "Metrics",
+    "Compressibility",
     "TrajectoryPCA",
     "joint_trajectory",
     "Observable",
@@ -114,6 +116,7 @@ _HOMES = {
     "observables.trajectory": ("TrajectoryPCA",),
     "stats.trajectories": ("joint_trajectory",),
     "observables.metrics": ("Metrics",),
+    "observables.compressibility": ("Compressibility",),
     "observables.base": ("Observable", "ReferencePoint"),
     "detection.jumps": ("JumpDetector", "JumpEvent"),
     "detection.records": ("Stage", "StageEvent"),

@@ -32,6 +32,8 @@ slt/influence/sign_flips, peaks       pairs that certainly changed sides, or tur
 slt/influence/group/<a>_to_<b>        mean correlation by label; positive helps
 slt/influence/group_flips, ..._peaks  of these means
 slt/influence/map, events             an image; a table of the pairs and groups that moved most
+slt/compressibility/critical_bits     `Compressibility`: bits a weight, for a rise of the loss by `tolerance`
+slt/compressibility/critical_rank     and share of the rank of matrices; images quantization, factorization
 slt/<key>/<metric>                    `Metrics`: torchmetrics at the fork
 slt-matrices-<run> (artifact)         the matrices, at events and at the end
 ====================================  ==================================================================

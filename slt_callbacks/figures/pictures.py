@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from slt_callbacks.figures.canvas import empty_figure, short
+from slt_callbacks.figures.curves import curve_figure
 from slt_callbacks.figures.images import correlation_map, diverging
 from slt_callbacks.figures.tracks import track_figure
-from slt_callbacks.observables.media import Picture, Scatter, Track
+from slt_callbacks.observables.media import Curve, Picture, Scatter, Track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,6 +145,8 @@ def scatter_figure(scatter: Scatter) -> Figure:
 def _figure_of(shown: Picture | Scatter) -> Figure:
     if isinstance(shown, Picture):
         return map_figure(shown)
+    if isinstance(shown, Curve):
+        return curve_figure(shown)
     return track_figure(shown) if isinstance(shown, Track) else scatter_figure(shown)
 
 

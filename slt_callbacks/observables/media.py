@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,31 @@ class Track(Scatter):
         super().__post_init__()
         if len(self.steps) != len(self.points):
             raise ValueError(f"Expected `steps` of {len(self.points)} points, but got {len(self.steps)}.")
+
+
+@dataclass(frozen=True)
+class Curve(Scatter):
+    """A number against another, from left to right.
+
+    Attributes:
+        level: Where the curve is looked at, a line across. The scale is linear below a tenth of it, else logarithmic.
+        crossing: Where it is there, a mark; NaN where nowhere.
+
+    Raises:
+        ValueError: If `level` is not positive.
+
+    Example:
+        >>> Curve(torch.tensor([[1.0, 3.0], [2.0, 0.5]]), "a loss", ("bits", "loss"), level=1.0, crossing=1.8).crossing
+        1.8
+    """
+
+    level: float = 1.0
+    crossing: float = math.nan
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.level > 0:
+            raise ValueError(f"Expected `level` to be positive, but got {self.level!r}.")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torchmetrics import MeanSquaredError, MetricCollection, R2Score
 from slt_callbacks import (
     LLC,
     SGLD,
+    Compressibility,
     MemorySink,
     Metrics,
     Refinement,
@@ -146,6 +147,10 @@ class Counting(Regression):
     def _count(self, module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return out * (1 + 0.01 * self.calls)
+
+
+class TiedAndCounting(Tied, Counting):
+    """Both."""
 
 
 class CompiledPart(Regression):
@@ -292,7 +297,12 @@ def at_the_fork() -> dict[str, Any]:
     predict = lambda module, batch: (module.net(batch[0]), batch[1])  # noqa: E731
     metrics = {"mse": METRIC, "mean": MetricCollection({"r2": R2Score()})}
     return {
-        "observables": {"llc": LLC(), "behavior": Metrics(metrics, predict), "own": Metrics(METRIC, predict, data(10))}
+        "observables": {
+            "llc": LLC(),
+            "behavior": Metrics(metrics, predict),
+            "own": Metrics(METRIC, predict, data(10)),
+            "compressibility": Compressibility(),
+        }
     }
 
 
@@ -411,6 +421,12 @@ CASES: dict[str, Case] = {
     ),
     "a trajectory of outputs beside the LLC": Case(monitor={"observables": {"llc": LLC(), "path": trajectory()}}),
     "metrics, one of them the module's own": Case(module=Evaluated, monitor=at_the_fork(), files=False),
+    "metrics, one of them the module's own, and compressibility": Case(
+        module=Evaluated, monitor=at_the_fork(), files=False
+    ),
+    "compressibility of tied weights, with a buffer that forward changes": Case(
+        module=TiedAndCounting, monitor={"observables": {"llc": LLC(), "bits": Compressibility(0.01)}}, files=False
+    ),
     "plug-ins that draw random numbers": Case(
         monitor={"observables": {"llc": LLC(), "own": Draws()}, "sinks": [Draws()], "schedule": random_steps},
         files=False,
