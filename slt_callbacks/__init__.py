@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slt_callbacks.detection.records import Stage, StageEvent
     from slt_callbacks.detection.stages import StageDetector
     from slt_callbacks.figures.calibration import calibration_figure
+    from slt_callbacks.figures.free_energy import free_energy_figure
     from slt_callbacks.figures.refinements import refinement_figure
     from slt_callbacks.figures.stages import stage_figure
     from slt_callbacks.losses.behavioral import behavioral
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "calibrate",
     "stage_figure",
     "refinement_figure",
+    "free_energy_figure",
     "calibration_figure",
     "FileSink",
     "LoggerSink",
@@ -130,6 +132,7 @@ _HOMES = {
     "measuring.calibrate": ("Calibration", "CalibrationPoint", "calibrate"),
     "figures.stages": ("stage_figure",),
     "figures.refinements": ("refinement_figure",),
+    "figures.free_energy": ("free_energy_figure",),
     "figures.calibration": ("calibration_figure",),
     "sinks.files": ("FileSink",),
     "sinks.loggers": ("LoggerSink",),

@@ -19,7 +19,8 @@ STEP = key_of("step")
 STAGE, JUMP, PHI = key_of("stage"), key_of("jump"), key_of("detection", "phi")
 FAILED_CHAINS, STEP_SIZE = key_of("health", "failed_chains"), key_of("health", "step_size")
 # Tables and pictures of a run.
-STAGES, EVENTS, FIGURE, REFINEMENTS = key_of("stages"), key_of("events"), key_of("figure"), key_of("refinements")
+STAGES, EVENTS, CHANGES = key_of("stages"), key_of("events"), key_of("changes")
+FIGURE, REFINEMENTS, FREE_ENERGY = key_of("figure"), key_of("refinements"), key_of("free_energy")
 # In a W&B run's summary: what it has sent.
 ALERTS = key_of("alerts")
 
@@ -27,7 +28,7 @@ RESERVED_NAMES = tuple(
     dict.fromkeys(
         ["health", "cost"]
         + [key.split("/")[1] for key in (STEP, STAGE, JUMP, PHI, STAGES, EVENTS, FIGURE, REFINEMENTS)]
-        + ["changes"]  # a table to come: a key that is taken now would have to be renamed
+        + [key.split("/")[1] for key in (CHANGES, FREE_ENERGY)]
     )
 )
 """What stands after ``slt/`` and is no observable's."""

@@ -7,6 +7,7 @@ key                                   meaning
 ====================================  ==================================================================
 slt/llc/mean, stderr, std             the estimate, its standard error over chains, their spread
 slt/llc/variance_llc, reference_loss  nbeta^2 Var(L); the loss at the fork
+slt/llc/free_energy                   `LLC` with `num_train_samples`: n times that loss + LLC ln n
 slt/health/rhat, ess, drift           do the chains agree, how many draws are they worth, do they move on
 slt/health/failed_chains              chains dropped
 slt/health/stability, noise_bias      share of the longest stable step; what minibatches add to the LLC
@@ -17,6 +18,7 @@ slt/stage, slt/jump                   boundaries announced so far; +1 or -1 wher
 slt/detection/phi                     calibration of the standard errors as noise of the curve
 slt/stages, slt/events (tables)       the stages and events so far, at every event and at the end
 slt/figure (image)                    loss and LLC with stages and jumps, at the same times
+slt/free_energy (image)               with the former: loss against LLC on lines of equal free energy
 slt/kernel/trace, effective_rank      `LossKernel`: summed variance, directions the samples' losses move in
 slt/kernel/alignment, class_contrast  CKA with the last kernel; correlation within classes minus between
 slt/kernel/label_alignment            CKA with the kernel that is 1 within classes

@@ -11,6 +11,8 @@ from slt_callbacks.figures.refined import refined_key
 from slt_callbacks.measuring.boundary_changes import changed_most
 from slt_callbacks.measuring.measurement import Measurement
 
+_WEIGHED = "free_energy"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -39,6 +41,12 @@ class Report:
     def refined(self) -> str | None:
         """The observable whose refined LLC is shown, by its key in the refinements' records; None without any."""
         return refined_key(self.history, self.observable)
+
+    @property
+    def weighed(self) -> str | None:
+        """The observable whose free energy is shown, by its key: the one of the stages, or else the first; or None."""
+        found = dict.fromkeys(key for one in self.history for key, result in one.results.items() if _WEIGHED in result)
+        return self.observable if self.observable in found else next(iter(found), None)
 
     @property
     def stage_rows(self) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def set_steps(axes: Axes, steps: Array, log_steps: bool | None) -> None:
         log_steps: Whether it is logarithmic; None: where measurements are eight times farther apart in the end than in
             the beginning. Step 0 keeps a place on it.
     """
-    logarithmic = _log_spaced(steps) if log_steps is None else log_steps
+    logarithmic = log_spaced(steps) if log_steps is None else log_steps
     first, last = float(steps[0]), float(steps[-1])
     if logarithmic and first <= 0:
         axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
@@ -135,7 +135,16 @@ def draw_llc(
             axes.scatter(steps[at], mean[at], s=size, c=fill, edgecolors=_LLC, zorder=3, label=label)
 
 
-def _log_spaced(steps: Array) -> bool:
+def log_spaced(steps: Array) -> bool:
+    """Whether measurements are eight times farther apart in the end than in the beginning.
+
+    Args:
+        steps: Theirs, in order, ``(T,)``.
+
+    Example:
+        >>> log_spaced(np.array([1, 10, 100, 1000])), log_spaced(np.array([1, 2, 3, 4]))
+        (True, False)
+    """
     gaps = np.diff(steps)
     quarter = max(1, len(gaps) // 4)
     return len(gaps) > 1 and bool(np.median(gaps[-quarter:]) > _LOG_GROWTH * np.median(gaps[:quarter]))

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from slt_callbacks.basics.plain import as_json
 from slt_callbacks.detection.records import Stage
+from slt_callbacks.figures.free_energy import free_energy_report
 from slt_callbacks.figures.pictures import image_of, scale_of
 from slt_callbacks.figures.refinements import refinement_report
 from slt_callbacks.figures.report import Report
@@ -37,7 +38,8 @@ class FileSink:
     The matrices are written where the detectors have found something (of many events, ever fewer) and at the end, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
     that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json``,
-    ``stages.png``, and with refinements ``refinements.png``, where there were measurements enough for one (five).
+    ``stages.png``, and with refinements ``refinements.png``, with a free energy ``free_energy.png``, where there were
+    measurements enough for one (five).
 
     Args:
         dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger.
@@ -92,7 +94,8 @@ class FileSink:
         if len(report.history) < A_STORY:
             return
         write_tables(self._folder, report)
-        for name, draw in (("stages", report_figure), ("refinements", refinement_report)):
+        figures = {"stages": report_figure, "refinements": refinement_report, "free_energy": free_energy_report}
+        for name, draw in figures.items():
             figure = draw(report)
             if figure is not None:
                 figure.savefig(self._folder / f"{name}.png", dpi=150)

@@ -10,6 +10,7 @@ import wandb
 
 from slt_callbacks.basics import keys
 from slt_callbacks.basics.keys import PREFIX, key_of
+from slt_callbacks.figures.free_energy import free_energy_report
 from slt_callbacks.figures.pictures import image_of
 from slt_callbacks.figures.refinements import refinement_report
 from slt_callbacks.figures.report import Report
@@ -85,12 +86,13 @@ class WandbSink:
     def finish(self, report: Report) -> None:
         """Stages and their figures in their last form; where nothing has happened, the charts say it all.
 
-        Of refinements they do not: no chart has one beside the other, so that their figure is shown in any case.
+        Of refinements, and of loss against LLC, they do not: no chart has one beside the other, so that these figures
+        are shown in any case.
         """
         if report.rows:
             told = partial(_story, report.rows, report.stage_rows, report)
-        elif len(report.history) >= A_STORY and report.refined is not None:
-            told = partial(_refinements, report)
+        elif len(report.history) >= A_STORY and (report.refined, report.weighed) != (None, None):
+            told = partial(_side_by_side, report)
         else:
             return
         self._to_each(lambda rows: rows.add({}, self._last_step, told))
@@ -203,12 +205,14 @@ def _story(
 ) -> dict[str, Any]:
     story: dict[str, Any] = {keys.EVENTS: _table(events), keys.STAGES: _table(stages)}
     if report is not None:
-        story |= _drawn(keys.FIGURE, report_figure(report), report) | _refinements(report)
+        story |= _drawn(keys.FIGURE, report_figure(report), report) | _side_by_side(report)
     return story
 
 
-def _refinements(report: Report) -> dict[str, Any]:
-    return _drawn(keys.REFINEMENTS, refinement_report(report), report)
+def _side_by_side(report: Report) -> dict[str, Any]:
+    """Figures of what no chart of W&B has in one."""
+    refined = _drawn(keys.REFINEMENTS, refinement_report(report), report)
+    return refined | _drawn(keys.FREE_ENERGY, free_energy_report(report), report)
 
 
 def _drawn(key: str, figure: Any, report: Report) -> dict[str, Any]:

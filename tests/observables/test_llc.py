@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from slt_callbacks.observables.base import ReferencePoint
-from slt_callbacks.observables.llc import LLC
+from slt_callbacks.observables.base import Part, ReferencePoint
+from slt_callbacks.observables.llc import LLC, free_energy
 from slt_callbacks.sampling.draws import Draw
 
 NBETA = 10.0
 
 
-def fed(excess: torch.Tensor, offset: float = 5.0) -> LLC:
+def fed(excess: torch.Tensor, offset: float = 5.0, num_train_samples: int | None = None) -> LLC:
     """An LLC that has seen a table ``(C, T)`` of excess losses over a reference loss that moves with the minibatch."""
-    llc, empty = LLC(), torch.empty(0)
+    llc, empty = LLC(num_train_samples), torch.empty(0)
     llc.reset(ReferencePoint(0, offset, empty, empty, NBETA, 1.0, *excess.shape))
     for chain, row in enumerate(excess):
         for index, value in enumerate(row):
@@ -94,3 +94,46 @@ def test_tables_are_float64_of_the_promised_shape(dtype: Any) -> None:
     assert result["per_chain"].shape == (2,)
     assert result["loss_trace"].shape == (2, 3)
     assert result["per_chain"].dtype == result["loss_trace"].dtype == torch.float64
+
+
+class TestFreeEnergy:
+    def test_it_is_n_times_the_loss_at_the_fork_and_the_llc_times_ln_n(self) -> None:
+        result = fed(EXCESS, num_train_samples=5000).compute()
+        assert result["free_energy"] == pytest.approx(5000 * 5.0 + 2.0 * math.log(5000), rel=1e-12)
+        assert result["num_train_samples"] == 5000
+        assert fed(EXCESS, num_train_samples=1).compute()["free_energy"] == 5.0
+
+    def test_without_n_there_is_none(self) -> None:
+        assert not {"free_energy", "num_train_samples"} & fed(EXCESS).compute().keys()
+
+    def test_a_simpler_place_with_a_larger_loss_is_preferred_up_to_the_n_where_both_are_equal(self) -> None:
+        simple, precise = (1.02, 2.0), (1.0, 12.0)  # of loss and LLC: equal where n / ln n = 10 / .02
+        found = {n: free_energy(n, *simple) - free_energy(n, *precise) for n in (100, 4000, 4500, 10**6)}
+        assert [difference < 0 for difference in found.values()] == [True, True, False, False]
+        assert found[100] == pytest.approx(100 * 0.02 - 10 * math.log(100))
+
+    def test_with_no_chain_left_it_is_not_known(self) -> None:
+        llc = fed(EXCESS, num_train_samples=10)
+        llc.discard(0)
+        llc.discard(1)
+        assert math.isnan(llc.compute()["free_energy"])
+
+    def test_refinements_have_none(self) -> None:
+        main = LLC(num_train_samples=10)
+        refined = main.refine([Part("head", of_weights=True), Part("code", of_weights=False)])
+        assert [refined[name].num_train_samples for name in ("head", "code")] == [None, None]
+        assert main.num_train_samples == 10
+
+    @pytest.mark.parametrize("bad", [0, -3, True, 10.0, "10", math.nan])
+    def test_a_bad_n_is_refused(self, bad: Any) -> None:
+        with pytest.raises(
+            ValueError, match=r"Expected `num_train_samples` to be a positive integer, but got .*: write"
+        ):
+            LLC(num_train_samples=bad)
+
+    def test_a_subclass_with_an_init_of_its_own_has_none(self) -> None:
+        class Own(LLC):
+            def __init__(self) -> None:
+                pass
+
+        assert Own().num_train_samples is None
