@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from slt_callbacks.callbacks.monitor import SLTMonitor
     from slt_callbacks.callbacks.reactions import Alert, SaveCheckpoint, StopTraining
     from slt_callbacks.callbacks.schedule import log_linear_steps
+    from slt_callbacks.detection.changes import BoundaryChanges, Change
     from slt_callbacks.detection.jumps import JumpDetector, JumpEvent
     from slt_callbacks.detection.records import Stage, StageEvent
     from slt_callbacks.detection.stages import StageDetector
@@ -75,6 +76,8 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "Stage",
     "StageDetector",
     "StageEvent",
+    "BoundaryChanges",
+    "Change",
     "Estimator",
     "Measurement",
     "Refinement",
@@ -122,6 +125,7 @@ _HOMES = {
     "observables.base": ("Observable", "ReferencePoint"),
     "detection.jumps": ("JumpDetector", "JumpEvent"),
     "detection.records": ("Stage", "StageEvent"),
+    "detection.changes": ("BoundaryChanges", "Change"),
     "detection.stages": ("StageDetector",),
     "measuring.estimator": ("Estimator",),
     "measuring.measurement": ("Measurement",),

@@ -17,6 +17,7 @@ slt/cost/overhead, skipped, failed    share of training time so far; due measure
 slt/stage, slt/jump                   boundaries announced so far; +1 or -1 where the LLC has just jumped
 slt/detection/phi                     calibration of the standard errors as noise of the curve
 slt/stages, slt/events (tables)       the stages and events so far, at every event and at the end
+slt/changes (table)                   how far every number moved where a stage began, by its own noise
 slt/figure (image)                    loss and LLC with stages and jumps, at the same times
 slt/free_energy (image)               with the former: loss against LLC on lines of equal free energy
 slt/kernel/trace, effective_rank      `LossKernel`: summed variance, directions the samples' losses move in
@@ -47,7 +48,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -67,6 +68,9 @@ from slt_callbacks.observables.panel import Observables
 from slt_callbacks.recording.watch import Detector
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sinks.base import Sink
+
+if TYPE_CHECKING:
+    from slt_callbacks.detection.changes import BoundaryChanges
 
 _STATE_VERSION = 1
 
@@ -212,6 +216,11 @@ class SLTMonitor(pl.Callback):
     def stages(self) -> list[Stage]:
         """The developmental stages: as they look now, and final after the fit."""
         return self._run.story.stages
+
+    @property
+    def changes(self) -> list[BoundaryChanges]:
+        """What changed where each stage began: every logged number, those with the largest abs(z) first."""
+        return self._run.story.changes
 
     @property
     def state_key(self) -> str:

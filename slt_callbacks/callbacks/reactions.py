@@ -237,11 +237,12 @@ def _of_llc(event: JumpEvent | StageEvent) -> bool:
 
 
 def _stage_text(event: StageEvent) -> str:
+    changed = f"; changed most: {event.changed_most}" if event.changed_most else ""
     if event.previous_step is None:
-        return f"{event.key} a new stage began at step {event.step}".lstrip()
+        return f"{event.key} a new stage began at step {event.step}{changed}".lstrip()
     return (
         f"{event.key} from {event.previous_type} to {event.stage_type} between step {event.previous_step} and "
-        f"{event.step}: {event.value_before:.4g} then, {event.value_now:.4g} now"
+        f"{event.step}: {event.value_before:.4g} then, {event.value_now:.4g} now{changed}"
     ).lstrip()
 
 

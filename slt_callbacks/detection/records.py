@@ -20,6 +20,7 @@ class StageEvent:
         previous_step: training step of the last point of the stage before it.
         value_before: fitted value at that point, in the unit of the series.
         value_now: fitted value at the newest point.
+        changed_most: the three numbers of the run that changed most there, in words, where its story is known.
 
     Example:
         >>> StageEvent(kind="announced", boundary_id=0, index=10, step=1000).kind
@@ -36,6 +37,7 @@ class StageEvent:
     previous_step: int | None = None
     value_before: float | None = None
     value_now: float | None = None
+    changed_most: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
+from slt_callbacks.detection.changes import BoundaryChanges
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.figures.refined import refined_key
-from slt_callbacks.measuring.boundary_changes import changed_most
+from slt_callbacks.measuring.boundary_changes import changes_of
 from slt_callbacks.measuring.measurement import Measurement
 
 _WEIGHED = "free_energy"
+_MOST_ROWS = 30  # of a boundary: a run with a hundred refinements has hundreds of numbers
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,18 @@ class Report:
         found = dict.fromkeys(key for one in self.history for key, result in one.results.items() if _WEIGHED in result)
         return self.observable if self.observable in found else next(iter(found), None)
 
+    @cached_property
+    def changes(self) -> list[BoundaryChanges]:
+        """What changed at each boundary of the stages, as in ``monitor.changes``."""
+        return changes_of(self.history, self.stages)
+
+    @property
+    def change_rows(self) -> list[dict[str, Any]]:
+        """Of each boundary the 30 largest changes, one row of builtins each."""
+        return [row for boundary in self.changes for row in boundary.rows(_MOST_ROWS)]
+
     @property
     def stage_rows(self) -> list[dict[str, Any]]:
-        """The stages, one row of builtins each.
-
-        In a run with refinements each has ``changed_most`` too: the three whose LLC changed most from the stage before.
-        """
-        rows = [asdict(stage) for stage in self.stages]
-        key = self.refined
-        if key is None:
-            return rows
-        told = changed_most(self.history, self.stages, key)
-        return [row | {"changed_most": changed} for row, changed in zip(rows, told, strict=True)]
+        """The stages, one row of builtins each, with the three largest of these in words as ``changed_most``."""
+        told = {boundary.stage: str(boundary) for boundary in self.changes}
+        return [asdict(stage) | {"changed_most": told.get(stage.stage, "")} for stage in self.stages]

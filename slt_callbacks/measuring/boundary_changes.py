@@ -1,125 +1,150 @@
-"""Which refinements changed most from one stage to the next."""
+"""What changed where a stage began: every logged number of the measurements before and after."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
-from slt_callbacks.detection.records import Stage
+from slt_callbacks.basics.keys import key_of
+from slt_callbacks.detection.changes import (
+    NOISE_WINDOW,
+    WINDOW,
+    BoundaryChanges,
+    Change,
+    Point,
+    change_of,
+    ranked,
+    told,
+)
+from slt_callbacks.detection.records import Stage, StageEvent
 from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.measuring.naming import in_words
 
-_WINDOW = 5  # measurements of a refinement on either side of a boundary
-_TOLD = 3  # changes a boundary
-
-Point = tuple[float, float]
-"""A refined LLC and its standard error."""
-
-
-@dataclass(frozen=True)
-class Change:
-    r"""How far the mean of a refined LLC moved across a boundary.
-
-    .. math:: z = (\bar\lambda_{after} - \bar\lambda_{before}) / \sqrt{se_{after}^2 + se_{before}^2}
-
-    where the squared error of a mean of n measurements is the mean of their squared standard errors over n. These come
-    from the spread between chains, which is not the noise of the curve over training: z ranks changes, and tests none.
-
-    Attributes:
-        name: Of the refinement.
-        delta: Mean after the boundary less that before it.
-        z: See above; NaN where no standard error is known.
-    """
-
-    name: str
-    delta: float
-    z: float
-
-    def __str__(self) -> str:
-        size = f"{self.delta:+.0f}" if abs(self.delta) >= 10 else f"{self.delta:+.2g}"
-        return f"{self.name} {size}" + ("" if math.isnan(self.z) else f" (z {abs(self.z):.1f})")
+# What is no news of the network: the sampler, the clock, errors of other numbers, settings, what a random walk gives.
+_NOT_OBSERVED = ("health", "cost")
+_NOT_NEWS = ("stderr", "std", "num_train_samples")
+_MOST_READ = 2000  # measurements on one side: a run may have many more, and every event asks
 
 
-def changes_between(history: Sequence[Measurement], before: Stage, after: Stage, key: str = "llc") -> list[Change]:
-    """The change of every refinement from one stage to the next, those with the largest abs(z) first.
+def changes_between(history: Sequence[Measurement], before: Stage, after: Stage) -> list[Change]:
+    """The change of every number from one stage to the next, those with the largest abs(z) first.
 
-    The last five measurements of each before the boundary are compared with the first five after it, or fewer where
-    these stages have no more; failed ones do not count. Where z is unknown the larger changes come first, at the end.
+    The numbers are those that are logged of the observables and of the refinements, each taken where it was measured.
+    What does not count: ``health`` and ``cost``, the names ``stderr``, ``std`` and ``num_train_samples``, names that
+    begin with ``null`` or end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
 
     Args:
         history: Measurements in order, as in ``monitor.history``.
         before: The earlier stage.
         after: The next one.
-        key: The observable, by its key in the refinements' records.
 
     Example:
         >>> from slt_callbacks import StageDetector
         >>> detector, history = StageDetector(), []
         >>> for step in range(60):  # flat, and from step 30 on a ramp
-        ...     heads = {"h0": {"llc": {"mean": 4.0 * (step > 30), "stderr": 1.0}}, "h1": {"llc": {"mean": 1.0}}}
+        ...     heads = {"h0": {"llc": {"mean": 4.0 * (step > 30)}}, "h1": {"llc": {"mean": 1.0}}}
         ...     history.append(Measurement(step, {}, refinements=heads))
         ...     _ = detector.update(step, max(0, step - 30) + step % 2, 0.5, loss=-step)
         >>> [str(change) for change in changes_between(history, *detector.finish())]
-        ['h0 +4 (z 6.3)', 'h1 +0']
+        ['h0 up 4.0 (z 5.5)']
     """
-    first, middle, last = (
-        bisect_left(history, before.start_step, key=_step),
-        bisect_left(history, after.start_step, key=_step),
-        bisect_right(history, after.end_step, key=_step),
-    )
-    left = _nearest(reversed(history[first:middle]), key)
-    right = _nearest(history[middle:last], key)
-    found = [_change(name, left[name], points) for name, points in right.items() if name in left]
-    return sorted(found, key=lambda one: (math.isnan(one.z), -abs(one.delta if math.isnan(one.z) else one.z)))
+    return _compared(history, before.start_step, after.start_step, after.end_step)
 
 
-def changed_most(history: Sequence[Measurement], stages: Sequence[Stage], key: str = "llc") -> list[str]:
-    """What changed most where each stage began, in words; nothing for the first one.
+def changes_of(history: Sequence[Measurement], stages: Sequence[Stage]) -> list[BoundaryChanges]:
+    """What changed at each boundary that is announced, or final.
+
+    A stage that begins because settings have changed has nothing before it to be compared with.
 
     Args:
         history: As in `changes_between`.
         stages: In order.
-        key: As there.
 
     Example:
-        >>> changed_most([], []), str(Change("head0.1", 2.2, 5.1))
-        ([], 'head0.1 +2.2 (z 5.1)')
+        >>> changes_of([], [])
+        []
     """
-    told = [", ".join(map(str, changes_between(history, *pair, key)[:_TOLD])) for pair in pairwise(stages)]
-    return [""] * bool(stages) + told
+    return [
+        BoundaryChanges(after.stage, after.start_step, before.end_step, tuple(changes_between(history, before, after)))
+        for before, after in pairwise(stages)
+        if after.evidence > 0 and (after.announced_at_step is not None or after.status == "final")
+    ]
+
+
+def changed_most(history: Sequence[Measurement], event: StageEvent, stages: Sequence[Stage]) -> str:
+    """What changed most where an announced stage begins, as it looks now, in words.
+
+    Args:
+        history: As in `changes_between`.
+        event: The announcement.
+        stages: Those of the same number, as they look now; empty where they are not known.
+
+    Example:
+        >>> changed_most([], StageEvent("announced", 0, 3, 30), [])
+        ''
+    """
+    starts = [stage.start_step for stage in stages]
+    place = starts.index(event.step) if event.step in starts else 0
+    first = starts[place - 1] if place else -math.inf
+    return told(_compared(history, first, event.step, math.inf))
+
+
+def _compared(history: Sequence[Measurement], start: float, boundary: float, end: float) -> list[Change]:
+    first, middle, last = (
+        bisect_left(history, start, key=_step),
+        bisect_left(history, boundary, key=_step),
+        bisect_right(history, end, key=_step),
+    )
+    left, right, newest = (
+        _nearest(history[place] for place in places)
+        for places in (
+            range(middle - 1, first - 1, -1),
+            range(middle, last),
+            range(last - 1, middle - 1, -1),
+        )
+    )
+    found = (change_of(in_words(key), key_of(key), left[key], right[key], newest[key]) for key in right if key in left)
+    return ranked(change for change in found if change is not None)
 
 
 def _step(measurement: Measurement) -> int:
     return measurement.step
 
 
-def _nearest(measurements: Iterable[Measurement], key: str) -> dict[str, list[Point]]:
-    """Of each refinement the measurements nearest to a boundary, seen from there."""
+def _nearest(measurements: Iterable[Measurement]) -> dict[str, list[Point]]:
+    """Of each number the measurements nearest to a boundary, seen from there."""
     found: dict[str, list[Point]] = {}
-    for measurement in measurements:
-        for name, record in measurement.refinements.items():
-            mean = record.get(key, {}).get("mean", math.nan)
-            points = found.setdefault(name, [])
-            if math.isfinite(mean) and len(points) < _WINDOW:
-                points.append((mean, record[key].get("stderr", math.nan)))
-        if found and min(map(len, found.values())) == _WINDOW:
-            break  # a run may have thousands, and every event asks
-    return {name: points for name, points in found.items() if points}
+    for count, measurement in enumerate(measurements, 1):
+        for key, point in _numbers(measurement).items():
+            found.setdefault(key, []).append(point)
+        full = count >= NOISE_WINDOW and (not found or min(map(len, found.values())) >= WINDOW)
+        if full or count == _MOST_READ:
+            break
+    return found
 
 
-def _change(name: str, before: Sequence[Point], after: Sequence[Point]) -> Change:
-    delta = _mean([mean for mean, _ in after]) - _mean([mean for mean, _ in before])
-    error = math.sqrt(_squared_error(before) + _squared_error(after))
-    return Change(name, delta, delta / error if error > 0 else math.nan)
+def _numbers(measurement: Measurement) -> dict[str, Point]:
+    """Those that count, with their standard errors; failed ones are left out."""
+    scalars = measurement.scalars()
+    found: dict[str, Point] = {}
+    losses: list[float] = []
+    for key, value in scalars.items():
+        if not _counts(key) or not math.isfinite(value):
+            continue
+        owner, _, name = key.rpartition("/")
+        if name == "reference_loss":
+            if any(math.isclose(value, other, rel_tol=1e-6) for other in losses):
+                continue
+            losses.append(value)
+        found[key] = (value, scalars.get(f"{owner}/stderr", math.nan) if name == "mean" else math.nan)
+    return found
 
 
-def _squared_error(points: Sequence[Point]) -> float:
-    """Of the mean; NaN where no standard error is known."""
-    known = [stderr**2 for _, stderr in points if math.isfinite(stderr)]
-    return _mean(known) / len(points) if known else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+@lru_cache(maxsize=4096)
+def _counts(key: str) -> bool:
+    observable, name = key.partition("/")[0], key.rpartition("/")[2]
+    settled = name in _NOT_NEWS or name.startswith("null") or name.endswith("_stderr")
+    return observable not in _NOT_OBSERVED and not settled

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from slt_callbacks.basics.notices import Notices
+from slt_callbacks.detection.changes import BoundaryChanges
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.figures.report import Report
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.observables.member import keys_with_matrices
+from slt_callbacks.recording.explaining import explained
 from slt_callbacks.recording.guard import Call, unguarded
 from slt_callbacks.recording.history import History
 from slt_callbacks.recording.watch import Watch
@@ -79,6 +82,11 @@ class Story:
         return self._watch.stages
 
     @property
+    def changes(self) -> list[BoundaryChanges]:
+        """What changed at each of their boundaries, likewise."""
+        return self.report().changes
+
+    @property
     def detectors(self) -> dict[str, list[str]]:
         """What watches which key, in words."""
         return self._watch.settings()
@@ -115,7 +123,7 @@ class Story:
             message = f"The pictures could not be made: {measurement.media.problem}. Training goes on."
             self._notices.once(message, f"pictures {kind}")
         self._history.add(measurement)
-        found = self._watch.update(measurement)
+        found = self._watch.update(measurement, partial(explained, history=self.everything, watch=self._watch))
         report = self.report() if found else None
         publication = Publication(
             measurement,

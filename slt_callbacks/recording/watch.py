@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ from slt_callbacks.recording.events import FailureEvent, Found, StepSizeEvent
 
 # One failure may be a bad batch of weights; three in a row will not mend themselves.
 _FAILURES_TO_REPORT = 3
+
+
+def _unexplained(event: Any) -> Any:
+    return event
 
 
 class Detector(Protocol):
@@ -118,8 +122,13 @@ class Watch:
         """The observable of `main`, by its key in the measurements."""
         return None if self.main is None else parts_of(self.main)[0]
 
-    def update(self, measurement: Measurement) -> list[Found]:
-        """Take one measurement; returns what it has made known. A failed one is a missing point."""
+    def update(self, measurement: Measurement, explain: Callable[[Any], Any] = _unexplained) -> list[Found]:
+        """Take one measurement; returns what it has made known. A failed one is a missing point.
+
+        Args:
+            measurement: The newest.
+            explain: Gives every event back, with what else is known of it.
+        """
         self._finished = None
         events = self._failure(measurement) + self._changed_step(measurement)
         self._see_parameters(measurement)
@@ -133,6 +142,7 @@ class Watch:
             for watching in detectors:
                 found = self._ask(watching, key, measurement.step, value, known)
                 events += [Found(key, measurement.step, event) for event in found]
+        events = [replace(found, event=explain(found.event)) for found in events]
         main = [found.event for found in events if found.key == self.main]
         self._jump = next((event.direction for event in main if isinstance(event, JumpEvent)), 0)
         self._boundaries += _boundaries(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from slt_callbacks.basics.plain import to_builtins
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.observables.media import Media
+from slt_callbacks.recording.explaining import explained
 from slt_callbacks.recording.story import Story
 from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sinks.base import Publication
@@ -26,8 +28,9 @@ _STATE_VERSION = 1
 class Archive:
     """Measurements, events and stages of a replay in a folder, and the state of its chains and detectors.
 
-    ``measurements.csv``, ``events.json`` and ``stages.csv`` are for readers; the folder ``state`` is for the next call.
-    Every file is replaced as a whole, so that a process killed at any time leaves the old one or the new one.
+    ``measurements.csv``, ``events.json``, ``stages.csv`` and ``changes.csv`` are for readers; the folder ``state`` is
+    for the next call. Every file is replaced as a whole, so that a process killed at any time leaves the old one or the
+    new one.
 
     Args:
         folder: Made when it is needed.
@@ -65,8 +68,8 @@ class Archive:
             watch.load_state_dict(self._state["watch"])
             return
         self._rows = []
-        for measurement in self.measurements:
-            watch.update(measurement)
+        for place, measurement in enumerate(self.measurements, 1):
+            watch.update(measurement, partial(explained, history=self.measurements[:place], watch=watch))
             self._rows.append(_row(measurement, measurement.logged() | watch.scalars()))
 
     def add(self, publication: Publication, estimator: Estimator, story: Story) -> None:

@@ -154,6 +154,7 @@ class _Panels:
             self._line("Jumps of the LLC: +1 up, -1 down", [logged.JUMP]),
             self._line("Noise of the curve over standard error", [logged.PHI]),
             self._table(logged.STAGES),
+            self._table(logged.CHANGES),
             self._table(logged.EVENTS),
         ]
 

@@ -16,6 +16,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 
 from slt_callbacks.basics.plain import as_json
+from slt_callbacks.detection.changes import Change
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.figures.free_energy import free_energy_report
 from slt_callbacks.figures.pictures import image_of, scale_of
@@ -37,9 +38,9 @@ class FileSink:
 
     The matrices are written where the detectors have found something (of many events, ever fewer) and at the end, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
-    that of the picture. When training has ended, the story of the run follows: ``stages.csv``, ``events.json``,
-    ``stages.png``, and with refinements ``refinements.png``, with a free energy ``free_energy.png``, where there were
-    measurements enough for one (five).
+    that of the picture. When training has ended, the story of the run follows, where there were measurements enough for
+    one (five): ``stages.csv``, ``changes.csv``, ``events.json``, ``stages.png``, with refinements ``refinements.png``,
+    and with a free energy ``free_energy.png``.
 
     Args:
         dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger.
@@ -139,7 +140,7 @@ def write_matrices(file: Any, step: int, matrices: Mapping[str, torch.Tensor]) -
 
 
 def write_tables(folder: Path, report: Report) -> None:
-    """``stages.csv`` and ``events.json``, for a person to read.
+    """``stages.csv``, ``changes.csv`` (what changed where a stage began) and ``events.json``, for a person to read.
 
     Args:
         folder: Made where it is missing.
@@ -157,6 +158,8 @@ def write_tables(folder: Path, report: Report) -> None:
     stages = report.stage_rows
     columns = dict.fromkeys([*(f.name for f in fields(Stage)), *(name for row in stages for name in row)])
     replace_file(folder / "stages.csv", csv_bytes(stages, list(columns)))
+    changes = Change("", "", 0.0, 0.0, 0.0).row()
+    replace_file(folder / "changes.csv", csv_bytes(report.change_rows, ["stage", "step", *changes]))
     events = [{key: as_json(value) for key, value in row.items()} for row in report.rows]
     replace_file(folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
 

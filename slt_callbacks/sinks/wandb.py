@@ -205,6 +205,7 @@ def _story(
 ) -> dict[str, Any]:
     story: dict[str, Any] = {keys.EVENTS: _table(events), keys.STAGES: _table(stages)}
     if report is not None:
+        story |= {keys.CHANGES: _table(report.change_rows)} if report.changes else {}
         story |= _drawn(keys.FIGURE, report_figure(report), report) | _side_by_side(report)
     return story
 

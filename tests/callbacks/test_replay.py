@@ -168,6 +168,11 @@ class TestOutput:
         assert (jump["onset_step"], jump["direction"]) == (JUMP_AT, 1)
         assert len(events) == len(live.events)
         stages = rows("out/stages.csv")
+        changes = [boundary.rows() for boundary in live.changes]
+        assert rows("out/changes.csv") == [{name: str(row[name]) for name in row} for one in changes for row in one]
+        assert [event.get("changed_most") for event in events] == [
+            getattr(event, "changed_most", None) for event in live.events
+        ]
         assert [(row["type"], row["status"], int(row["start_step"])) for row in stages] == [
             (stage.type, "final", stage.start_step) for stage in live.stages
         ]
@@ -190,7 +195,12 @@ class TestOutput:
         assert re.fullmatch(rf"Stage 1: plateau, steps {JUMP_AT} to 20, from {number} to {number}", printed[-1])
         (file,) = Path("out").glob("wandb/offline-run-*/run-*.wandb")
         last = [r["history"]["item"] for r in read_run(file) if r["type"] == "history"][-1]
-        found = {kind: table(file.parent / "files" / last[f"slt/{kind}.path"]) for kind in ("events", "stages")}
+        found = {
+            kind: table(file.parent / "files" / last[f"slt/{kind}.path"]) for kind in ("events", "stages", "changes")
+        }
+        assert [(row["step"], row["name"]) for row in found["changes"]] == [(JUMP_AT, "LLC"), (JUMP_AT, "loss")]
+        for kind in ("events", "stages"):  # at the announcement, and in the end
+            assert found[kind][1]["changed_most"].startswith("LLC up 5.0 (z 4")
         assert [row["type"] for row in found["events"]] == ["JumpEvent", "StageEvent"]
         assert [row["onset_step"] for row in found["events"]] == [JUMP_AT, None]
         assert [(row["start_step"], row["end_step"]) for row in found["stages"]] == [(1, JUMP_AT - 1), (JUMP_AT, 20)]
@@ -262,7 +272,7 @@ class TestResume:
         replayed(paths, output="whole", **planted)
         replayed(paths[:stop], **planted)
         replayed(paths, **planted)
-        for name in ("events.json", "stages.csv"):
+        for name in ("events.json", "stages.csv", "changes.csv"):
             assert Path("out", name).read_text() == Path("whole", name).read_text()
         assert "JumpEvent" in Path("out/events.json").read_text()
 
@@ -322,7 +332,7 @@ class TestResume:
         assert [row["slt/jump"] for row in rows("out/measurements.csv")].count("1") == 1
         replayed(paths, detectors=strict, **planted)
         replayed(paths, detectors=strict, output="whole", **planted)
-        for name in ("events.json", "stages.csv"):
+        for name in ("events.json", "stages.csv", "changes.csv"):
             assert Path("out", name).read_text() == Path("whole", name).read_text()
 
     def test_a_checkpoint_from_before_the_last_finished_one_is_left_out(self, saved: list[Path]) -> None:

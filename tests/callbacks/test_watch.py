@@ -377,6 +377,7 @@ class TestReactions:
         (text,) = [str(warning.message) for warning in caught if "New developmental stage" in str(warning.message)]
         told = rf"slt/llc/mean from plateau to plateau between step {JUMP_AT - 1} and {JUMP_AT}: -?0\.\d+ then, [45]"
         assert re.search(told, text), text
+        assert re.search(r"now; changed most: LLC up [45]\.\d \(z \d+\)$", text), "the loss falls as it fell"
 
     def test_an_alert_and_the_tables_reach_the_wandb_run_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -399,7 +400,15 @@ class TestReactions:
         assert table(files / tables[-1]["slt/events.path"]) == [
             {name: found.row().get(name) for name in EVENT_COLUMNS} for found in found_events._run.story._watch.found
         ]
-        assert table(files / tables[-1]["slt/stages.path"]) == [asdict(stage) for stage in found_events.stages]
+        (changed,) = found_events.changes
+        told = [asdict(stage) | {"changed_most": ""} for stage in found_events.stages]
+        told[1]["changed_most"] = str(changed)
+        assert table(files / tables[-1]["slt/stages.path"]) == told
+        assert table(files / tables[-1]["slt/changes.path"]) == changed.rows()
+        (news,) = [alert["text"] for alert in alerts if alert["title"] == "New developmental stage"]
+        assert "; changed most: LLC up " in news
+        (event,) = [event for event in found_events.events if isinstance(event, StageEvent)]
+        assert news.endswith(event.changed_most)
         for row in tables:
             figure = files / row["slt/figure.path"]
             with Image.open(figure) as image:
@@ -410,7 +419,9 @@ class TestReactions:
     def test_at_the_end_the_folder_holds_the_stages_the_events_and_their_figure(self, tmp_path: Path) -> None:
         found = watched()
         fit(found, max_steps=20, default_root_dir=tmp_path)
-        assert sorted(path.name for path in (tmp_path / "slt").iterdir()) == ["events.json", "stages.csv", "stages.png"]
+        assert sorted(path.name for path in (tmp_path / "slt").iterdir()) == [
+            *("changes.csv", "events.json", "stages.csv", "stages.png")
+        ]
         with (tmp_path / "slt" / "stages.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [(row["type"], row["status"], int(row["start_step"])) for row in rows] == [
@@ -431,7 +442,7 @@ class TestReactions:
             fit(watched(sinks=[sink, FileSink(tmp_path)]), Stops(), max_steps=30)
         assert sink.report is not None
         assert [stage.status for stage in sink.report.stages] == ["final", "final"]
-        assert {path.name for path in tmp_path.iterdir()} == {"events.json", "stages.csv", "stages.png"}
+        assert {path.name for path in tmp_path.iterdir()} == {"changes.csv", "events.json", "stages.csv", "stages.png"}
 
     @pytest.mark.parametrize("settings", [{"barebones": True}, {"fast_dev_run": True}])
     def test_a_run_that_leaves_nothing_behind_is_told_in_no_file(
@@ -451,6 +462,9 @@ class TestReactions:
         assert [one.step for one in memory.report.history] == list(range(1, 21))
         assert [one["llc"]["mean"] for one in memory.report.history] == [planted(step) for step in range(1, 21)]
         assert all(stage.status == "final" for stage in memory.report.stages)
+        whole = watched()
+        fit(whole, max_steps=20)
+        assert memory.report.changes == whole.changes != []
 
     def test_a_story_that_cannot_be_drawn_costs_one_warning(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -309,7 +309,7 @@ def test_few_points():
 def test_event_is_frozen_and_plain():
     event = run(noisy(0))[0]
     assert isinstance(event, StageEvent)
-    assert [type(v) for v in vars(event).values()] == [str, int, int, int, str, str, str, int, float, float]
+    assert [type(v) for v in vars(event).values()] == [str, int, int, int, str, str, str, int, float, float, str]
     with pytest.raises(AttributeError, match="cannot assign"):
         event.step = 3
     assert Stage.__dataclass_params__.frozen

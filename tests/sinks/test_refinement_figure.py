@@ -1,8 +1,10 @@
 """The picture of refined LLCs: the numbers behind its artists, and where it is shown."""
 
 import csv
+import json
 import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slt_callbacks import FileSink, Measurement, Refinement, WandbSink, refinement_figure
+from slt_callbacks import Change, FileSink, Measurement, Refinement, WandbSink, refinement_figure
 from slt_callbacks.figures.refined import RefinedCurve, refined_curves
 from slt_callbacks.figures.refinements import refinement_report
 from slt_callbacks.figures.report import Report
@@ -284,20 +286,19 @@ class TestFiles:
         sink.open([], {})
         sink.finish(TOLD)
         names = {path.name for path in tmp_path.iterdir()}
-        assert names == {"events.json", "stages.csv", "stages.png", "refinements.png"}
+        assert names == {"changes.csv", "events.json", "stages.csv", "stages.png", "refinements.png"}
         with Image.open(tmp_path / "refinements.png") as image:
             assert image.width > 1500
         with (tmp_path / "stages.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["changed_most"] for row in rows] == [row["changed_most"] for row in TOLD.stage_rows]
-        assert rows[1]["changed_most"].startswith("h0 +3.2 (z ")
+        assert rows[1]["changed_most"] == "h1 down 2.0 (z 7.6)", "h0 was rising before"
 
     def test_without_refinements_nothing_is_new(self, tmp_path: Path) -> None:
         sink = FileSink(tmp_path)
         sink.open([], {})
         sink.finish(Report(measured(), STAGES, rows=[{"step": 32}], observable="llc"))
-        assert {path.name for path in tmp_path.iterdir()} == {"events.json", "stages.csv", "stages.png"}
-        assert "changed_most" not in (tmp_path / "stages.csv").read_text()
+        assert {path.name for path in tmp_path.iterdir()} == {"changes.csv", "events.json", "stages.csv", "stages.png"}
 
 
 class TestWandb:
@@ -322,7 +323,9 @@ class TestWandb:
                 assert image.width > 1000
             table = (folder / row["slt/stages.path"]).read_text()
             assert "changed_most" in table
-            assert "h0 +3.2 (z " in table
+            assert "h1 down 2.0 (z 7.6)" in table
+            changes = json.loads((folder / row["slt/changes.path"]).read_text())
+            assert [dict(zip(changes["columns"], one, strict=True)) for one in changes["data"]] == TOLD.change_rows
 
     def test_without_an_event_it_is_shown_at_the_end_of_a_story(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -340,6 +343,12 @@ class TestWandb:
         assert all("slt/figure._type" not in row for row in shown)
 
 
+def told(watched: Any) -> list[dict[str, Any]]:
+    """What the monitor holds, as rows."""
+    columns = ["stage", "step", *(field.name for field in fields(Change)), "delta"]
+    return [{name: row[name] for name in columns} for one in watched.changes for row in one.rows()]
+
+
 def test_a_whole_run_leaves_them_in_its_folder(tmp_path: Path) -> None:
     refinements = {"first": Refinement("net.0.*"), "last": Refinement("net.4.*")}
     watched = monitor(
@@ -351,4 +360,11 @@ def test_a_whole_run_leaves_them_in_its_folder(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
     assert rows[0]["changed_most"] == ""
-    assert {part.split()[0] for part in rows[1]["changed_most"].split(", ")} == {"first", "last"}
+    parts = rows[1]["changed_most"].split("; ")
+    assert sorted(part.partition(" (z ")[0] for part in parts) == ["LLC up 5.0", "first up 5.0", "last up 5.0"]
+    with (tmp_path / "slt" / "changes.csv").open(newline="") as file:
+        changed = list(csv.DictReader(file))
+    assert {row["name"] for row in changed} >= {"LLC", "loss", "first", "last"}
+    assert {row["step"] for row in changed} == {rows[1]["start_step"]}
+    assert not any(row["key"].startswith(("slt/health", "slt/cost")) for row in changed)
+    assert changed == [{name: str(value) for name, value in row.items()} for row in told(watched)]
