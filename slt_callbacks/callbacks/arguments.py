@@ -12,9 +12,10 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from slt_callbacks.basics.notices import Notices
-from slt_callbacks.callbacks.plugins import check_executor, checked_reactions, checked_sampler, checked_sinks
+from slt_callbacks.callbacks.plugins import check_executor, checked_sampler
 from slt_callbacks.callbacks.processes import LightningRanks, share_reference
 from slt_callbacks.callbacks.schedule import When
+from slt_callbacks.callbacks.told import Told
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, check_num_samples, check_seed, draw_reference
 from slt_callbacks.losses.functions import check_loss_fn
 from slt_callbacks.measuring.estimator import Estimator
@@ -25,12 +26,10 @@ from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sampling.config import SamplerConfig
 
 if TYPE_CHECKING:
-    from slt_callbacks.callbacks.reactions import Reaction
     from slt_callbacks.executors.base import Executor
     from slt_callbacks.losses.functions import LossFn
     from slt_callbacks.measuring.measurement import Measurement
     from slt_callbacks.recording.guard import Call
-    from slt_callbacks.sinks.base import Sink
 
 MOST_MATRIX_BYTES = 2**26  # in the history: some twenty kernels with influence of 256 samples
 
@@ -50,23 +49,6 @@ class Between:
     def __post_init__(self) -> None:
         if self.store_chains not in ("device", "cpu"):
             raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {self.store_chains!r}.')
-
-
-@dataclass
-class Told:
-    """Who is told what is found.
-
-    Raises:
-        TypeError: If a reaction or a sink lacks a method.
-    """
-
-    detectors: Any = None
-    reactions: Sequence[Reaction] = ()
-    sinks: Sequence[Sink] | None = None
-
-    def __post_init__(self) -> None:
-        self.reactions = checked_reactions(self.reactions)
-        self.sinks = checked_sinks(self.sinks)
 
 
 @dataclass

@@ -53,11 +53,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from slt_callbacks.callbacks.arguments import Asked, Between, Told, is_fast_dev_run
+from slt_callbacks.callbacks.arguments import Asked, Between, is_fast_dev_run
 from slt_callbacks.callbacks.processes import refuse_elsewhere, refuse_sharding
 from slt_callbacks.callbacks.reactions import Reaction
 from slt_callbacks.callbacks.run import Run
 from slt_callbacks.callbacks.schedule import When
+from slt_callbacks.callbacks.told import Told
 from slt_callbacks.data.drawing import Reference
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.executors.base import Executor
@@ -115,6 +116,8 @@ class SLTMonitor(pl.Callback):
             other data or another loss, such as ``{"head": Refinement("head.*")}``. See `Refinement`.
         refinements_at_once: How many of them a measurement takes, in turn; None for all. An EarlyStopping on one of
             them has to wait for its turn: ``strict=False``.
+        also_compare: Metrics of your own, by the names in ``trainer.callback_metrics``, such as "val_acc": where a
+            stage begins they are compared like what is measured, with the values of the last validation.
         checkpoint_chains: Whether checkpoints hold the persistent chains; without, they burn in again after a resume.
         store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.
@@ -180,6 +183,7 @@ class SLTMonitor(pl.Callback):
         executor: Executor | None = None,
         refinements: Mapping[str, Refinement] | None = None,
         refinements_at_once: int | None = None,
+        also_compare: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._asked = Asked(
@@ -191,7 +195,7 @@ class SLTMonitor(pl.Callback):
             when=When(every_n_train_steps, every_n_epochs, train_time_interval, schedule),
             between=Between(persistent_chains, checkpoint_chains, store_chains),
             max_overhead=max_overhead,
-            told=Told(detectors, on_event, sinks),
+            told=Told(detectors, on_event, sinks, also_compare),
             executor=executor,
             refining=(refinements, refinements_at_once),
             seed=seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.account import Account
 from slt_callbacks.callbacks.arguments import Asked, is_fast_dev_run
 from slt_callbacks.callbacks.budget import Budget
+from slt_callbacks.callbacks.compared import read_metrics, tell_unseen
 from slt_callbacks.callbacks.information import shown_by_lightning
 from slt_callbacks.callbacks.outbox import Outbox
 from slt_callbacks.callbacks.progress import measurement_progress
@@ -112,13 +113,15 @@ class Run:
             return
         step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected_steps
         self.begun = [step, log_step]
+        asked = partial(read_metrics, trainer, self._asked.told.also_compare)
         with self._guard.world(step), shown_by_lightning():
+            metrics: dict[str, float] = self._guard.ask(asked, {}, "`trainer.callback_metrics`")
             taken = self._guard(executor, "submit", Snapshot(step, pl_module))
         blocked = time.perf_counter() - start
         self._account.budget.add(blocked)
         self._last_step = step
         if taken:
-            self._submitted[step] = _Submitted(log_step, expected, blocked)
+            self._submitted[step] = _Submitted(log_step, expected, blocked, metrics)
         else:
             self._account.budget.skipped += 1
         self.receive(trainer, pl_module, on_step)
@@ -141,6 +144,7 @@ class Run:
                 lost = [estimator.failed(step, "it was never given back") for step in sorted(self._submitted)]
             self._record_all(lost, trainer, pl_module, on_step=None)
             self.begun = None
+        tell_unseen(self._asked.told.also_compare, self.story.everything, self._notices)
         self.story.finish()
 
     def close(self) -> None:
@@ -232,7 +236,8 @@ class Run:
             message = f"The measurement of refinements[{name!r}] at step {measurement.step} failed: {error}."
             self._notices.once(message, f"{name} {error.partition(':')[0]}")
         num_failed = sum(one.failed for one in (*self.story.everything, measurement))
-        return self._account.charge(measurement, submitted.blocked, submitted.expected_steps, num_failed)
+        made = replace(measurement, metrics=submitted.metrics)
+        return self._account.charge(made, submitted.blocked, submitted.expected_steps, num_failed)
 
     def _tell(
         self, publication: Publication, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool | None
@@ -259,11 +264,12 @@ class Run:
 
 @dataclass(frozen=True)
 class _Submitted:
-    """A measurement that has been asked for: where to log it, and what it was expected to take and has blocked."""
+    """A measurement that has been asked for: where to log it, what it takes, and what the trainer's metrics were."""
 
     log_step: int
     expected_steps: int
     blocked: float
+    metrics: Mapping[str, float]
 
 
 def _shared(trainer: pl.Trainer, measurement: Measurement) -> Measurement:

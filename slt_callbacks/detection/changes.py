@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slt_callbacks.basics.keys import PREFIX
+
 WINDOW = 5  # measurements on either side of a boundary whose means are compared
 NOISE_WINDOW = 25  # measurements on either side that show the noise
 _EARLY = 3.0  # differences' worth of doubt about the noise, which is widened by 1 + 3 / n
@@ -36,7 +38,7 @@ class Change:
 
     Attributes:
         name: in words, such as "head0.1".
-        key: logged key, such as ``slt/llc/head0.1/mean``.
+        key: logged key, such as ``slt/llc/head0.1/mean``, or the name of a metric of the trainer.
         before: mean of the last `n_before` measurements before the boundary.
         after: mean of the first `n_after` after it.
         end: mean of as many at the end of the new stage, so far.
@@ -68,7 +70,7 @@ class Change:
     def __str__(self) -> str:
         size = "" if math.isnan(self.z) else f" (z {abs(self.z):.{0 if abs(self.z) >= 9.95 else 1}f})"
         digits = _digits(self.delta)
-        if self.key.endswith("/mean"):
+        if self.key.startswith(f"{PREFIX}/") and self.key.endswith("/mean"):
             return f"{self.name} {'up' if self.delta > 0 else 'down'} {_shown(abs(self.delta), digits)}{size}"
         return f"{self.name} {_shown(self.before, digits)} -> {_shown(self.after, digits)}{size}"
 

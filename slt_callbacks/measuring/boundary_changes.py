@@ -26,13 +26,15 @@ from slt_callbacks.measuring.naming import in_words
 # What is no news of the network: the sampler, the clock, errors of other numbers, settings, what a random walk gives.
 _NOT_OBSERVED = ("health", "cost")
 _NOT_NEWS = ("stderr", "std", "num_train_samples")
+_OURS = key_of("")
 _MOST_READ = 2000  # measurements on one side: a run may have many more, and every event asks
 
 
 def changes_between(history: Sequence[Measurement], before: Stage, after: Stage) -> list[Change]:
     """The change of every number from one stage to the next, those with the largest abs(z) first.
 
-    The numbers are those that are logged of the observables and of the refinements, each taken where it was measured.
+    The numbers are those that are logged of the observables and of the refinements, each taken where it was measured,
+    and the metrics of the trainer that were asked for.
     What does not count: ``health`` and ``cost``, the names ``stderr``, ``std`` and ``num_train_samples``, names that
     begin with ``null`` or end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
 
@@ -106,7 +108,7 @@ def _compared(history: Sequence[Measurement], start: float, boundary: float, end
             range(last - 1, middle - 1, -1),
         )
     )
-    found = (change_of(in_words(key), key_of(key), left[key], right[key], newest[key]) for key in right if key in left)
+    found = (change_of(_named(key), key, left[key], right[key], newest[key]) for key in right if key in left)
     return ranked(change for change in found if change is not None)
 
 
@@ -127,7 +129,7 @@ def _nearest(measurements: Iterable[Measurement]) -> dict[str, list[Point]]:
 
 
 def _numbers(measurement: Measurement) -> dict[str, Point]:
-    """Those that count, with their standard errors; failed ones are left out."""
+    """Those that count, with their standard errors, by logged key; failed ones are left out."""
     scalars = measurement.scalars()
     found: dict[str, Point] = {}
     losses: list[float] = []
@@ -139,8 +141,13 @@ def _numbers(measurement: Measurement) -> dict[str, Point]:
             if any(math.isclose(value, other, rel_tol=1e-6) for other in losses):
                 continue
             losses.append(value)
-        found[key] = (value, scalars.get(f"{owner}/stderr", math.nan) if name == "mean" else math.nan)
-    return found
+        found[key_of(key)] = (value, scalars.get(f"{owner}/stderr", math.nan) if name == "mean" else math.nan)
+    return found | {name: (value, math.nan) for name, value in measurement.metrics.items() if math.isfinite(value)}
+
+
+def _named(key: str) -> str:
+    """Our own in words; the user's as they are."""
+    return in_words(key.removeprefix(_OURS)) if key.startswith(_OURS) else key
 
 
 @lru_cache(maxsize=4096)

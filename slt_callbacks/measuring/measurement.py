@@ -33,6 +33,8 @@ class Measurement:
         media: Pictures, matrices and tables that the observables made of it.
         refinements: By name, of the posteriors beside the main one that were measured this time: results by observable,
             ``"health"``, ``"cost"``, ``"num_parameters"``, and ``"error"`` where one has failed.
+        metrics: What the trainer's callbacks saw at the fork of the metrics that are to be compared with all this, by
+            their names; NaN where one was not there. They are logged already, by whoever logs them.
 
     Example:
         >>> Measurement(step=3, results={"llc": {"mean": 1.5}})["llc"]["mean"]
@@ -44,6 +46,7 @@ class Measurement:
     error: str | None = None
     media: Media = field(default_factory=Media)
     refinements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Mapping[str, Any]:
         """Results of one observable, or of "health" or "cost"."""

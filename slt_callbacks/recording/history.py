@@ -56,7 +56,11 @@ class History:
 
 
 def remembered(
-    step: int, scalars: Mapping[str, float], error: str | None, refined: Mapping[str, Any] | None = None
+    step: int,
+    scalars: Mapping[str, float],
+    error: str | None,
+    refined: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Measurement:
     """A measurement of before a resume, of which a checkpoint holds the numbers alone.
 
@@ -65,6 +69,7 @@ def remembered(
         scalars: Those of the main posterior.
         error: Why it failed, or None.
         refined: Those of the posteriors beside it, by their names, as in ``Measurement.refinements``.
+        metrics: Those of the trainer.
 
     Example:
         >>> remembered(3, {"llc/mean": 1.0, "llc/std": 0.5}, None).results
@@ -74,7 +79,7 @@ def remembered(
     for key, value in scalars.items():
         observable, _, name = key.partition("/")
         results.setdefault(observable, {})[name] = value
-    return Measurement(step, results, error, refinements=refined or {})
+    return Measurement(step, results, error, refinements=refined or {}, metrics=metrics or {})
 
 
 def _lightened(old: Measurement, gone: Collection[tuple[str, str]]) -> Measurement:

@@ -162,10 +162,7 @@ class Story:
 
     def curve(self) -> list[list[Any]]:
         """The numbers of every measurement, in builtins; see `remembered`."""
-        return [
-            [one.step, one.main_scalars(), one.error, *([one.refined_numbers()] if one.refinements else [])]
-            for one in self.everything
-        ]
+        return [[one.step, one.main_scalars(), one.error, *_beside(one)] for one in self.everything]
 
     def _tell_silent_keys(self, publication: Publication) -> None:
         """Once: a detector on a number that a measurement which has succeeded did not give will wait for ever."""
@@ -179,3 +176,10 @@ class Story:
             self._notices.once(
                 f"`detectors` watches {key!r}, which no measurement gives: there is {', '.join(there) or 'none'}."
             )
+
+
+def _beside(measurement: Measurement) -> list[dict[str, Any]]:
+    """Numbers of the refinements, and of the trainer; none of these where there are none."""
+    if measurement.metrics:
+        return [measurement.refined_numbers(), dict(measurement.metrics)]
+    return [measurement.refined_numbers()] if measurement.refinements else []

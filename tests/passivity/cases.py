@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanSquaredError, MetricCollection, R2Score
+from torchmetrics import MeanSquaredError
 
 from slt_callbacks import (
     LLC,
@@ -41,6 +42,20 @@ class Schedule(Regression):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+
+class Scored(Regression):
+    """Logs an object of torchmetrics, over epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = MeanSquaredError()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        inputs, targets = batch
+        self.score(self.net(inputs), targets)
+        self.log("score", self.score, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
 
 
 class Manual(Regression):
@@ -430,6 +445,11 @@ CASES: dict[str, Case] = {
     "plug-ins that draw random numbers": Case(
         monitor={"observables": {"llc": LLC(), "own": Draws()}, "sinks": [Draws()], "schedule": random_steps},
         files=False,
+    ),
+    "a metric of one's own to compare, summed over the epoch": Case(
+        module=Scored,
+        trainer={"max_epochs": 2, "max_steps": -1},
+        monitor={"every_n_epochs": 1, "also_compare": ["score", "train_loss"]},
     ),
     # when
     "before training and after it": Case(monitor={"schedule": lambda step: step in (0, 1, 6)}),
