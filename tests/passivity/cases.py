@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanSquaredError, MetricCollection, R2Score
-from torchmetrics import MeanSquaredError
 
 from slt_callbacks import (
     LLC,
