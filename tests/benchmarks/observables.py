@@ -12,8 +12,19 @@ from typing import Any
 import torch
 import wandb
 from torch import nn
+from torchmetrics import MeanMetric
 
-from slt_callbacks import LLC, SGLD, Estimator, Influence, LossKernel, SamplerConfig, TrajectoryPCA
+from slt_callbacks import (
+    LLC,
+    SGLD,
+    Compressibility,
+    Estimator,
+    Influence,
+    LossKernel,
+    Metrics,
+    SamplerConfig,
+    TrajectoryPCA,
+)
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.figures.images import correlation_map
@@ -28,7 +39,7 @@ _CHAINS, _DRAWS, _BATCH = 2, 20, 16
 
 
 def rows() -> list[Row]:
-    return [*whole_reference(), *minibatches(), *trajectory(), picture(), against_bif()]
+    return [*whole_reference(), *minibatches(), *trajectory(), *at_the_fork(), picture(), against_bif()]
 
 
 def whole_reference(repeats: int = 3) -> list[Row]:
@@ -117,6 +128,35 @@ def _per_pass(measure: Any, observables: list[Observable], forward: Any, sides: 
         extra = seconds(lambda: [forward() for _ in range(sides * _CHAINS * _DRAWS)])
         rounds.append((with_them - bare) / extra)
     return statistics.median(rounds)
+
+
+def at_the_fork(repeats: int = 3) -> list[Row]:
+    """Without chains: passes of the reference through the loss, and the time beside that of a bare one."""
+    module, reference = _problem()
+    passes = 0
+
+    def counted(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += len(batch)
+        return token_losses(module, batch)
+
+    observables = {"compressibility": Compressibility()}
+    estimator = Estimator(reference, counted, observables)
+    estimator.measure(module)  # tries the loss
+    passes = 0
+    estimator.measure(module)
+    asked = passes / _SIZE - 1
+    _, took, ratio = interleaved(_forward(module, reference), lambda: estimator.measure(module), repeats)
+    note = f"N {_SIZE}, the 137k-parameter transformer, {took:.2f} s"
+    metrics = {"mean": Metrics(MeanMetric(), token_losses)}
+    simple = Estimator(reference, token_losses, metrics)
+    _, _, metric = interleaved(_forward(module, reference), lambda: simple.measure(module), repeats)
+    one = "one of the passes is the loss at w*"
+    return [
+        at_most("compressibility: forward passes of the reference", asked, 25, "passes", note),
+        at_most("it alone, all of a measurement / a bare forward pass", ratio, 1.15 * (asked + 1), "x", one),
+        at_most("a metric alone, all of a measurement / a bare forward pass", metric, 2.3, "x", one),
+    ]
 
 
 def picture(repeats: int = 50) -> Row:

@@ -434,7 +434,6 @@ CASES: dict[str, Case] = {
         monitor=refined() | {"sampler": VECTORIZED, "refinements_at_once": 1}
     ),
     "a trajectory of outputs beside the LLC": Case(monitor={"observables": {"llc": LLC(), "path": trajectory()}}),
-    "metrics, one of them the module's own": Case(module=Evaluated, monitor=at_the_fork(), files=False),
     "metrics, one of them the module's own, and compressibility": Case(
         module=Evaluated, monitor=at_the_fork(), files=False
     ),
