@@ -110,6 +110,9 @@ SAMPLERS: dict[str, list[Callable[[ModuleType], Any]]] = {
     "digits": [lambda module: module.make_monitor(MagicMock(), MagicMock(), MagicMock(), MagicMock())],
     "grokking": [lambda module: module.make_monitor(MagicMock(), MagicMock(), MagicMock())],
     "in_context_markov": [lambda module: module.make_monitor(MagicMock(), MagicMock(), MagicMock(), MagicMock())],
+    "in_context_regression": [
+        lambda module: module.make_monitor(MagicMock(), MagicMock(), MagicMock(), MagicMock()),
+    ],
     "language_model": [lambda module: module.make_monitor(MagicMock(), MagicMock())],
     "semantic_hierarchy": [
         lambda module: module.train(True, MagicMock(seed=0, num_draws=150)),
