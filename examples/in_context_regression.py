@@ -240,10 +240,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, default=2000, help="length of the training in optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights, tasks, sequences, and chains")
     parser.add_argument("--output-dir", type=Path, default="runs/in_context_regression", help="where everything goes")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds: 20 steps, short chains")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds: 6 steps, short chains")
     args = parser.parse_args()
     if args.smoke:
-        args.max_steps = 20
+        args.max_steps = 6
     if min(args.max_steps, args.tasks) < 1:
         parser.error("--max-steps and --tasks must be positive")
     return args

@@ -93,11 +93,11 @@ def test_a_smoke_run_prints_its_table_and_leaves_a_record_like_those_that_are_ke
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert re.search(r"^ +20 +\d\.\d+ .* \d+%$", result.stdout, flags=re.MULTILINE)
+    assert re.search(r"^ +6 +\d\.\d+ .* \d+%$", result.stdout, flags=re.MULTILINE)
     assert re.search(r"With 4 tasks it ends nearer to (dMMSE|ridge regression)", result.stdout)
     made = json.loads((tmp_path / "out" / "curve.json").read_text())
     assert made.keys() == record(FEW).keys()
-    assert (tmp_path / "out" / "slt" / "trajectory" / "map-00000020.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "slt" / "trajectory" / "map-00000006.png").stat().st_size > 10_000
 
 
 class TestRecords:
