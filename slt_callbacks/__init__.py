@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from slt_callbacks.sinks.files import FileSink
     from slt_callbacks.sinks.loggers import LoggerSink
     from slt_callbacks.sinks.memory import MemorySink
+    from slt_callbacks.sinks.report import write_report
     from slt_callbacks.sinks.wandb import WandbSink
     from slt_callbacks.stats.trajectories import joint_trajectory
 
@@ -98,6 +99,7 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "Sink",
     "WandbSink",
     "dashboard",
+    "write_report",
     "replay_checkpoints",
     "SLTMonitor",
     "log_linear_steps",
@@ -144,6 +146,7 @@ _HOMES = {
     "sinks.base": ("Sink",),
     "sinks.wandb": ("WandbSink",),
     "sinks.dashboard": ("dashboard",),
+    "sinks.report": ("write_report",),
     "replay.replay": ("replay_checkpoints",),
     "callbacks.monitor": ("SLTMonitor",),
     "callbacks.schedule": ("log_linear_steps",),

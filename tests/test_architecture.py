@@ -37,7 +37,7 @@ FLOORS: list[set[str]] = [
 THIRD_PARTY = {
     "stats": {"scipy", "arviz_stats", "torchmetrics"},
     "observables": {"scipy", "torchmetrics"},
-    "figures": {"PIL", "matplotlib"},
+    "figures": {"PIL", "matplotlib", "jinja2", "markupsafe"},
     "sinks": {"wandb", "wandb_workspaces", "PIL"},
     "replay": {"tqdm", "jsonargparse"},
     "callbacks": {"lightning", "lightning_utilities"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slt_callbacks.figures.steps import Array
+from slt_callbacks.figures.steps import Array, common_limits
 from slt_callbacks.measuring.measurement import Measurement
 
 
@@ -65,6 +65,22 @@ class RefinedCurve:
         return np.where(place < 0, np.nan, self.mean[place])
 
 
+@dataclass(frozen=True)
+class RefinedGroup:
+    """Refinements whose LLCs are on one scale."""
+
+    title: str
+    curves: Sequence[RefinedCurve]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Of that scale."""
+        mean, stderr, rhat = (
+            np.concatenate([getattr(curve, name) for curve in self.curves]) for name in ("mean", "stderr", "rhat")
+        )
+        return common_limits(mean, stderr, rhat)
+
+
 def refined_curves(history: Sequence[Measurement], key: str = "llc") -> list[RefinedCurve]:
     """The curve of every refinement that has an LLC, in the order in which they first come.
 
@@ -83,6 +99,34 @@ def refined_curves(history: Sequence[Measurement], key: str = "llc") -> list[Ref
             records.setdefault(name, []).append((measurement.step, record))
     whole = _last([one.results.get("health", {}).get("num_parameters", math.nan) for one in history])
     return [_curve(name, several, key, whole) for name, several in records.items() if any(key in r for _, r in several)]
+
+
+def refined_groups(curves: Sequence[RefinedCurve]) -> list[RefinedGroup]:
+    """Parts of the network, and what moves all of it: the LLC of a part and that of other data do not compare.
+
+    Example:
+        >>> refined_groups([])
+        []
+    """
+    parts = [curve for curve in curves if not curve.moves_all]
+    others = [curve for curve in curves if curve.moves_all]
+    groups = [RefinedGroup("Refined LLC of parts of the network", parts)] if parts else []
+    return groups + ([RefinedGroup("Refined LLC on other data, or of another loss", others)] if others else [])
+
+
+def most_varying(curves: Sequence[RefinedCurve], most: int) -> list[RefinedCurve]:
+    """Those that vary most over the run, in their order.
+
+    Args:
+        curves: Of one group.
+        most: How many.
+
+    Example:
+        >>> most_varying([], 24)
+        []
+    """
+    ranked = sorted(curves, key=lambda curve: -curve.spread)[:most]
+    return [curve for curve in curves if any(curve is one for one in ranked)]
 
 
 def refined_key(history: Sequence[Measurement], preferred: str | None = None) -> str | None:

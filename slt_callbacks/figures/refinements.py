@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.figures.canvas import empty_figure, short
 from slt_callbacks.figures.images import diverging
-from slt_callbacks.figures.refined import RefinedCurve, refined_curves
+from slt_callbacks.figures.refined import RefinedCurve, RefinedGroup, most_varying, refined_curves, refined_groups
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.steps import (
     GREY,
@@ -37,19 +36,6 @@ _log = logging.getLogger(__name__)
 _MOST_PANELS = 24  # that can still be read side by side
 _ROW, _LOWEST, _HIGHEST = 0.26, 3.4, 13.0  # height of a row of the map, and of the whole, in inches
 _MISSING = "0.63"  # as in the maps of pixels
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Refinements whose LLCs are on one scale."""
-
-    title: str
-    curves: Sequence[RefinedCurve]
-
-    @property
-    def height(self) -> float:
-        """In inches."""
-        return min(max(_LOWEST, _ROW * len(self.curves) + 1.2), _HIGHEST)
 
 
 def refinement_figure(
@@ -102,10 +88,10 @@ def refinement_figure(
         raise ValueError(
             f"Expected `history` to hold measurements of refinements with {key!r}, but got {len(history)} without it."
         )
-    groups = _groups(curves)
+    groups = refined_groups(curves)
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-    figure = empty_figure("refinement_figure", 13, sum(group.height for group in groups) + 0.6)
-    parts = figure.subfigures(len(groups), 1, height_ratios=[group.height for group in groups], squeeze=False)[:, 0]
+    figure = empty_figure("refinement_figure", 13, sum(_height(group) for group in groups) + 0.6)
+    parts = figure.subfigures(len(groups), 1, height_ratios=[_height(group) for group in groups], squeeze=False)[:, 0]
     for part, group in zip(parts, groups, strict=True):
         _draw_group(part, group, steps, stages, log_steps)
     if title is not None:
@@ -132,25 +118,25 @@ def refinement_report(report: Report) -> Figure | None:
         return None
 
 
-def _groups(curves: Sequence[RefinedCurve]) -> list[_Group]:
-    parts = [curve for curve in curves if not curve.moves_all]
-    others = [curve for curve in curves if curve.moves_all]
-    groups = [_Group("Refined LLC of parts of the network", parts)] if parts else []
-    return groups + ([_Group("Refined LLC on other data, or of another loss", others)] if others else [])
+def _height(group: RefinedGroup) -> float:
+    """In inches."""
+    return min(max(_LOWEST, _ROW * len(group.curves) + 1.2), _HIGHEST)
 
 
-def _draw_group(part: SubFigure, group: _Group, steps: Array, stages: Sequence[Stage], log_steps: bool | None) -> None:
+def _draw_group(
+    part: SubFigure, group: RefinedGroup, steps: Array, stages: Sequence[Stage], log_steps: bool | None
+) -> None:
     left, right = part.subfigures(1, 2, width_ratios=[5.5, 7.5], squeeze=False)[0]
     axes = left.subplots()
     set_steps(axes, steps, log_steps)
     _draw_map(axes, group, steps)
-    _mark_stages(axes, stages, 1 / (group.height - 1.6))
+    _mark_stages(axes, stages, 1 / (_height(group) - 1.6))
     left.suptitle(group.title, size=11, weight="bold")
-    shown = _most_varying(group.curves)
+    shown = most_varying(group.curves, _MOST_PANELS)
     columns = next(number for number in (1, 2, 3, 4) if 1.4 * number**2 >= len(shown) or number == 4)
     panels = right.subplots(-(-len(shown) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
     set_steps(panels[0], steps, log_steps)
-    panels[0].set_ylim(*_limits(group.curves))
+    panels[0].set_ylim(*group.limits)
     for panel, curve in zip(panels, shown, strict=False):
         _draw_panel(panel, curve, stages, min(max(500 / len(steps), 4), 14))
     for number, panel in enumerate(panels[len(shown) :], len(shown)):
@@ -161,8 +147,8 @@ def _draw_group(part: SubFigure, group: _Group, steps: Array, stages: Sequence[S
     right.supxlabel("training step", size=10)
 
 
-def _draw_map(axes: Axes, group: _Group, steps: Array) -> None:
-    curves, (low, high) = group.curves, _limits(group.curves)
+def _draw_map(axes: Axes, group: RefinedGroup, steps: Array) -> None:
+    curves, (low, high) = group.curves, group.limits
     values = np.stack([curve.at(steps) for curve in curves])
     if any(curve.below_zero for curve in curves):
         size = max(abs(low), abs(high))
@@ -175,7 +161,7 @@ def _draw_map(axes: Axes, group: _Group, steps: Array) -> None:
     axes.set_facecolor(_MISSING)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(len(curves) - 0.5, -0.5)
-    inch = 1 / (group.height - 1.6)
+    inch = 1 / (_height(group) - 1.6)
     size = min(9.0, 60 / inch / len(curves))
     axes.set_yticks(range(len(curves)), [_name(curve) for curve in curves])
     axes.tick_params(axis="y", length=0, labelsize=size)
@@ -222,32 +208,6 @@ def _legend(figure: Figure) -> None:
     figure.legend(
         found.values(), found.keys(), loc="outside lower center", ncols=max(len(found), 1), frameon=False, fontsize=9
     )
-
-
-def _most_varying(curves: Sequence[RefinedCurve]) -> list[RefinedCurve]:
-    """Those that have a panel, in their order."""
-    ranked = sorted(curves, key=lambda curve: -curve.spread)[:_MOST_PANELS]
-    return [curve for curve in curves if any(curve is one for one in ranked)]
-
-
-def _limits(curves: Sequence[RefinedCurve]) -> tuple[float, float]:
-    """Of the common scale: all of the LLCs with their bands, unless one that has gone astray would flatten the rest.
-
-    What lies more than the whole range beyond the values on which the chains agree leaves the picture.
-    """
-    mean, stderr, rhat = (
-        np.concatenate([getattr(curve, name) for curve in curves]) for name in ("mean", "stderr", "rhat")
-    )
-    known = np.isfinite(mean)
-    if not known.any():
-        return 0.0, 1.0
-    error = 2 * np.nan_to_num(stderr)
-    agreed = mean[known & ~np.array([disagree(value) for value in rhat])]
-    inner = agreed if len(agreed) > 1 and np.ptp(agreed) > 0 else mean[known]
-    span = float(np.ptp(inner)) or 1.0
-    low = max(float((mean - error)[known].min()), float(inner.min()) - span)
-    high = min(float((mean + error)[known].max()), float(inner.max()) + span)
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def _edges(axes: Axes, steps: Array) -> Array:

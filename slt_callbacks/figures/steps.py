@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # Okabe and Ito: told apart by colour-blind readers, and by their shade in print.
 GREY = "0.45"
 _LLC = "#D55E00"
-_RHAT = 1.2  # above it the chains disagree by more than a fifth of their own spread
+RHAT = 1.2  # above it the chains disagree by more than a fifth of their own spread
 _STAGES = {
     "A": ("#E69F00", "A: LLC up, loss down"),
     "B": ("#56B4E9", "B: LLC down, loss down"),
@@ -36,7 +36,7 @@ def disagree(rhat: float) -> bool:
         >>> disagree(1.3), disagree(1.2), disagree(np.nan)
         (True, False, False)
     """
-    return rhat > _RHAT
+    return rhat > RHAT
 
 
 def set_steps(axes: Axes, steps: Array, log_steps: bool | None) -> None:
@@ -148,3 +148,30 @@ def log_spaced(steps: Array) -> bool:
     gaps = np.diff(steps)
     quarter = max(1, len(gaps) // 4)
     return len(gaps) > 1 and bool(np.median(gaps[-quarter:]) > _LOG_GROWTH * np.median(gaps[:quarter]))
+
+
+def common_limits(mean: Array, stderr: Array, rhat: Array) -> tuple[float, float]:
+    """Of a common scale: all values with their bands, unless one that has gone astray would flatten the rest.
+
+    What lies more than the whole range beyond the values on which the chains agree leaves the picture.
+
+    Args:
+        mean: The values of all curves, ``(T,)``.
+        stderr: Their standard errors, ``(T,)``; NaN for none.
+        rhat: R-hat of their chains, ``(T,)``; NaN where it is unknown.
+
+    Example:
+        >>> nothing = np.full(3, np.nan)
+        >>> common_limits(np.array([1.0, 2.0, 90.0]), nothing, np.array([1.0, 1.0, 3.0]))
+        (1.0, 3.0)
+    """
+    known = np.isfinite(mean)
+    if not known.any():
+        return 0.0, 1.0
+    error = 2 * np.nan_to_num(stderr)
+    agreed = mean[known & ~np.array([disagree(value) for value in rhat])]
+    inner = agreed if len(agreed) > 1 and np.ptp(agreed) > 0 else mean[known]
+    span = float(np.ptp(inner)) or 1.0
+    low = max(float((mean - error)[known].min()), float(inner.min()) - span)
+    high = min(float((mean + error)[known].max()), float(inner.max()) + span)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)

@@ -20,7 +20,8 @@ from slt_callbacks.recording.explaining import explained
 from slt_callbacks.recording.story import Story
 from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sinks.base import Publication
-from slt_callbacks.sinks.files import csv_bytes, replace_file, write_tables
+from slt_callbacks.sinks.files import write_tables
+from slt_callbacks.sinks.writing import csv_bytes, replace_file
 
 _STATE_VERSION = 1
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from slt_callbacks.basics.errors import LossFnError
+from slt_callbacks.replay import report_command
 
 _COMMANDS = {
     "replay": "measure saved checkpoints, and find jumps and stages",
     "calibrate": "find sampler settings for a model",
+    "report": "make one HTML page of the folder of a run",
 }
 
 
@@ -34,14 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     chooser = _chooser()
     chosen = chooser.parse_args(given[:1]).command
-    try:
-        # Only here: the package is imported without the extra that brings jsonargparse.
-        from slt_callbacks.replay import calibrate_command, replay_command
-    except ModuleNotFoundError as error:
-        if error.name != "jsonargparse":
-            raise
-        chooser.exit(2, f"{chosen} needs jsonargparse, which is not installed: pip install 'slt-callbacks[cli]'\n")
-    command = {"replay": replay_command, "calibrate": calibrate_command}[chosen]
+    command: Any = report_command
+    if chosen != "report":
+        try:
+            # Only here: the package is imported without the extra that brings jsonargparse.
+            from slt_callbacks.replay import calibrate_command, replay_command
+        except ModuleNotFoundError as error:
+            if error.name != "jsonargparse":
+                raise
+            chooser.exit(2, f"{chosen} needs jsonargparse, which is not installed: pip install 'slt-callbacks[cli]'\n")
+        command = {"replay": replay_command, "calibrate": calibrate_command}[chosen]
     parser = command.parser()
     try:
         exit_code: int = command.run(parser, given[1:])

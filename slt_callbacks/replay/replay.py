@@ -66,7 +66,7 @@ def replay_checkpoints(
 
     Chains go on from one checkpoint to the next, and detectors look for jumps and stages. With the monitor's reference,
     settings and seed, and a checkpoint at each of its steps, the numbers are the monitor's own. `output` holds
-    ``measurements.csv``, ``events.json``, ``stages.csv``, ``changes.csv`` and ``stages.png``, and what is
+    ``measurements.csv``, ``events.json``, ``stages.csv``, ``changes.csv``, ``stages.png``, ``report.html``, and what is
     needed to go on: called again, also after a crash, only checkpoints after the last finished one are measured. With
     other `detectors` none is measured again: they are shown the measurements that are there.
 
@@ -114,7 +114,8 @@ def replay_checkpoints(
         >>> [measurement.step for measurement in measurements]
         [0, 10]
         >>> sorted(path.name for path in (folder / "replay").glob("*.*"))
-        ['changes.csv', 'events.json', 'measurements.csv', 'stages.csv']
+        ['changes.csv', 'events.json', 'measurements.csv', 'measurements.jsonl', 'report.html', 'settings.json',
+         'stages.csv']
     """
     _check_module(module)
     _check_device(device)

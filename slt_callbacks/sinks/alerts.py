@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 from slt_callbacks.basics.keys import ALERTS
 from slt_callbacks.sinks.each import logger_name, to_each
-from slt_callbacks.sinks.files import replace_file
 from slt_callbacks.sinks.wandb import is_wandb, wandb_run
+from slt_callbacks.sinks.writing import replace_file
 
 # Seconds between two alerts of one title: within a minute W&B would drop the second, and a jump up and one down are two
 # pieces of news. The detectors have pauses of their own. 0 would stand for the minute.

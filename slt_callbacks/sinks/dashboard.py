@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal, overload
 
 from slt_callbacks.basics import keys as logged
 from slt_callbacks.basics.keys import key_of
+from slt_callbacks.figures.kinds import (
+    COMPRESSIBILITY,
+    COST,
+    FREE_ENERGY,
+    HEALTH,
+    INFLUENCE,
+    KERNEL,
+    SUSCEPTIBILITY,
+    TRAJECTORY,
+    Plot,
+)
 
 _WIDTH, _HEIGHT = 8, 6  # of a panel on W&B's grid of 24 columns: three in a row
-_HEALTH = (
-    ("R-hat: the chains agree below 1.05", "rhat"),
-    ("Effective sample size", "ess"),
-    ("Drift of the chains", "drift"),
-    ("Chains dropped", "failed_chains"),
-    ("Discretization bias: sound below 0.05", "step_bias"),
-)
-_COST = (
-    ("Seconds a measurement", "seconds"),
-    ("Share of the training time", "overhead"),
-    ("Measurements left out", "skipped"),
-)
 
 
 @overload
@@ -37,6 +36,9 @@ def dashboard(
     refinements: Sequence[str] = ...,
     susceptibility: Sequence[str] = ...,
     trajectory: Sequence[str] = ...,
+    compressibility: Sequence[str] = ...,
+    metrics: Sequence[str] = ...,
+    free_energy: Sequence[str] = ...,
     save: Literal[True] = ...,
 ) -> str: ...
 
@@ -53,6 +55,9 @@ def dashboard(
     refinements: Sequence[str] = ...,
     susceptibility: Sequence[str] = ...,
     trajectory: Sequence[str] = ...,
+    compressibility: Sequence[str] = ...,
+    metrics: Sequence[str] = ...,
+    free_energy: Sequence[str] = ...,
     save: Literal[False],
 ) -> Any: ...
 
@@ -68,6 +73,9 @@ def dashboard(
     refinements: Sequence[str] = (),
     susceptibility: Sequence[str] = (),
     trajectory: Sequence[str] = (),
+    compressibility: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    free_energy: Sequence[str] = (),
     save: bool = True,
 ) -> Any:
     """Make a W&B workspace for a project that `SLTMonitor` logs to: LLC, stages, kernel, influence, and health.
@@ -82,6 +90,9 @@ def dashboard(
         refinements: Names of the `Refinement`s; none, no section.
         susceptibility: Keys of the `Susceptibility` observables; none, no section.
         trajectory: Keys of the `TrajectoryPCA` observables; none, no section.
+        compressibility: Keys of the `Compressibility` observables; none, no section.
+        metrics: Keys of the `Metrics` observables, or of your own: a plot each of all their numbers; none, no section.
+        free_energy: Keys of the `LLC` observables with `num_train_samples`; none, no section.
         save: Whether to save it to W&B; False needs no network.
 
     Returns:
@@ -98,29 +109,22 @@ def dashboard(
         ['LLC', 'Stages', 'Loss kernel', 'Influence', 'Health and cost']
     """
     _check_names(entity=entity, project=project)
-    _check_lists(llc=llc, kernel=kernel, influence=influence, refinements=refinements)
-    _check_lists(susceptibility=susceptibility, trajectory=trajectory)
+    given = {"llc": llc, "kernel": kernel, "influence": influence, "refinements": refinements}
+    given |= {"susceptibility": susceptibility, "trajectory": trajectory, "compressibility": compressibility}
+    given |= {"metrics": metrics, "free_energy": free_energy}
+    _check_lists(**given)
     workspaces, panels = _workspaces()
-    build = _Panels(panels)
-    content = {
-        "LLC": build.llc(llc) if llc else [],
-        "Refined LLC": build.refinements(llc or ("llc",), refinements) if refinements else [],
-        "Stages": build.stages(),
-        "Loss kernel": build.kernel(kernel) if kernel else [],
-        "Influence": build.influence(influence) if influence else [],
-        "Susceptibility": build.susceptibility(susceptibility) if susceptibility else [],
-        "Trajectory": build.trajectory(trajectory) if trajectory else [],
-        "Health and cost": build.health(),
-    }
+    content = _Panels(panels).content(given)
+    sections = [
+        workspaces.Section(name=title, panels=_arranged(made, panels), is_open=True)
+        for title, made in content.items()
+        if made
+    ]
     workspace = workspaces.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=[
-            workspaces.Section(name=title, panels=_arranged(made, panels), is_open=True)
-            for title, made in content.items()
-            if made
-        ],
+        sections=sections,
         settings=workspaces.WorkspaceSettings(x_axis=logged.STEP),
     )
     return workspace.save().url if save else workspace
@@ -132,6 +136,23 @@ class _Panels:
     def __init__(self, panels: Any) -> None:
         self._panels = panels
 
+    def content(self, keys: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
+        """The panels of each section by its title; of what there are no keys, none."""
+        refined = keys["refinements"]
+        return {
+            "LLC": self.llc(keys["llc"]) if keys["llc"] else [],
+            "Refined LLC": self.refinements(keys["llc"] or ("llc",), refined) if refined else [],
+            "Free energy": self.free_energy(keys["free_energy"]) if keys["free_energy"] else [],
+            "Stages": self.stages(),
+            "Loss kernel": self.kernel(keys["kernel"]) if keys["kernel"] else [],
+            "Influence": self.influence(keys["influence"]) if keys["influence"] else [],
+            "Susceptibility": self.susceptibility(keys["susceptibility"]) if keys["susceptibility"] else [],
+            "Trajectory": self.trajectory(keys["trajectory"]) if keys["trajectory"] else [],
+            "Compressibility": self.compressibility(keys["compressibility"]) if keys["compressibility"] else [],
+            "Metrics": [self.all_of(key) for key in keys["metrics"]],
+            "Health and cost": self.health(),
+        }
+
     def llc(self, keys: Sequence[str]) -> list[Any]:
         return [
             self._line("Local learning coefficient", _each(keys, "mean")),
@@ -139,6 +160,10 @@ class _Panels:
             self._line("Standard error of the LLC", _each(keys, "stderr")),
             self._line("LLC from the variance of the loss", _each(keys, "variance_llc")),
         ]
+
+    def free_energy(self, keys: Sequence[str]) -> list[Any]:
+        image = self._image("Loss against LLC on lines of equal free energy", logged.FREE_ENERGY)
+        return [image, *self.plots([FREE_ENERGY], keys)]
 
     def refinements(self, keys: Sequence[str], names: Sequence[str]) -> list[Any]:
         return [
@@ -159,48 +184,44 @@ class _Panels:
         ]
 
     def kernel(self, keys: Sequence[str]) -> list[Any]:
-        return [
-            *(self._image("Loss kernel", key_of(key, "map")) for key in keys),
-            self._line("Alignment with the last kernel", _each(keys, "alignment")),
-            self._line("Correlation within classes minus between", _each(keys, "class_contrast")),
-            self._line("Effective rank", _each(keys, "effective_rank")),
-            self._line("Summed variance of the losses", _each(keys, "trace")),
-        ]
+        images = [self._image("Loss kernel", key_of(key, "map")) for key in keys]
+        return images + self.plots(KERNEL.plots, keys)
 
     def influence(self, keys: Sequence[str]) -> list[Any]:
-        groups = "|".join(key_of(key, "group/.*") for key in keys)
-        return [
-            *(self._image("Influence", key_of(key, "map")) for key in keys),
-            self._line("How much influence has moved", _each(keys, "shift")),
-            self._line("Pairs that changed sides", _each(keys, "sign_flips")),
-            self._panels.LinePlot(title="Mean influence of groups", x=logged.STEP, metric_regex=groups),
-            *(self._table(key_of(key, "events")) for key in keys),
-        ]
+        images = [self._image("Influence", key_of(key, "map")) for key in keys]
+        return images + self.plots(INFLUENCE.plots, keys) + [self._table(key_of(key, "events")) for key in keys]
 
     def susceptibility(self, keys: Sequence[str]) -> list[Any]:
         return [
             *(self._image("Which data each part works for", key_of(key, "map")) for key in keys),
             *(self._image("Samples by what works for them", key_of(key, "components")) for key in keys),
-            self._line("Share of the first component", _each(keys, "pc1_share")),
-            self._line("Share that all parts have in common", _each(keys, "uniform_share")),
-            self._line("Share of entries beyond noise: 0.05 is none", _each(keys, "significant")),
+            *self.plots(SUSCEPTIBILITY.plots, keys),
         ]
 
     def trajectory(self, keys: Sequence[str]) -> list[Any]:
-        distances = "|".join(key_of(key, "distance/.*") for key in keys)
-        shares = [key_of(key, f"{kind}_{place}") for key in keys for kind in ("explained", "null") for place in (1, 2)]
-        return [
-            *(self._image("Where training moves in function space", key_of(key, "map")) for key in keys),
-            self._panels.LinePlot(title="Distance to reference predictors", x=logged.STEP, metric_regex=distances),
-            self._line("Shares of the components, and those of a random walk", shares),
-            self._line("Speed: change of the outputs a training step", _each(keys, "speed")),
-        ]
+        images = [self._image("Where training moves in function space", key_of(key, "map")) for key in keys]
+        return images + self.plots(TRAJECTORY.plots, keys)
+
+    def compressibility(self, keys: Sequence[str]) -> list[Any]:
+        return self.plots(COMPRESSIBILITY.plots, keys)
 
     def health(self) -> list[Any]:
-        return [
-            *(self._line(title, [key_of("health", name)]) for title, name in _HEALTH),
-            *(self._line(title, [key_of("cost", name)]) for title, name in _COST),
-        ]
+        return self.plots(HEALTH, ["health"]) + self.plots(COST, ["cost"])
+
+    def plots(self, plots: Sequence[Plot], keys: Sequence[str]) -> list[Any]:
+        """Line plots of these numbers, the observables' side by side."""
+        return [self._plot(plot, keys) for plot in plots]
+
+    def all_of(self, key: str) -> Any:
+        """A line plot of all numbers of one observable."""
+        return self._plot(Plot(key, ["*"]), [key])
+
+    def _plot(self, plot: Plot, keys: Sequence[str]) -> Any:
+        names = [key_of(key, name) for name in plot.numbers for key in keys]
+        if not any("*" in name for name in plot.numbers):
+            return self._line(plot.title, names)
+        pattern = "|".join(name.replace("*", ".*") for name in names)
+        return self._panels.LinePlot(title=plot.title, x=logged.STEP, metric_regex=pattern)
 
     def _line(self, title: str, keys: list[str]) -> Any:
         return self._panels.LinePlot(title=title, x=logged.STEP, y=keys)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,7 +23,10 @@ from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.stages import report_figure
 from slt_callbacks.observables.media import Picture, Scatter
 from slt_callbacks.sinks.base import Publication
+from slt_callbacks.sinks.journal import Journal
+from slt_callbacks.sinks.report import write_report
 from slt_callbacks.sinks.seldom import Seldom
+from slt_callbacks.sinks.writing import csv_bytes, replace_file
 
 A_STORY = 5  # measurements: fewer have no stages
 
@@ -34,13 +35,15 @@ class FileSink:
     """Writes every picture as ``<observable>/<name>-<step>.png``, and the matrices behind them as one ``.npz``.
 
     Tables of a measurement, such as the pairs whose influence moved most, stand beside the pictures as
-    ``<observable>/<name>-<step>.csv``.
+    ``<observable>/<name>-<step>.csv``. Every measurement is a line of ``measurements.jsonl`` as soon as it is made, and
+    the settings stand in ``settings.json``; a run that goes on in the folder goes on in these files. When training has
+    ended, ``report.html`` shows all of it; see `write_report`.
 
     The matrices are written where the detectors have found something (of many events, ever fewer) and at the end, as
     ``matrices-<step>.npz`` with names such as ``kernel/correlation``, in the order of the data; ``kernel/order`` is
-    that of the picture. When training has ended, the story of the run follows, where there were measurements enough for
-    one (five): ``stages.csv``, ``changes.csv``, ``events.json``, ``stages.png``, with refinements ``refinements.png``,
-    and with a free energy ``free_energy.png``.
+    that of the picture. At events, and when training has ended, the story of the run follows: ``stages.csv``,
+    ``changes.csv`` and ``events.json``; in the end, where there were measurements enough for one (five), also
+    ``stages.png``, with refinements ``refinements.png``, and with a free energy ``free_energy.png``.
 
     Args:
         dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger.
@@ -64,36 +67,47 @@ class FileSink:
         self._folder = Path()
         self._pending: Publication | None = None
         self._seldom = Seldom()
+        self._journal = Journal(self._folder, {})
 
     def open(self, loggers: Sequence[Any], config: Mapping[str, Any]) -> None:
         """Choose the folder."""
         self._seldom = Seldom()
         self._folder = Path(self._dirpath) if self._dirpath is not None else _folder_of(loggers)
+        self._journal = Journal(self._folder, config)
 
     def publish(self, publication: Publication) -> None:
-        """Write the pictures and tables, and at an event the matrices."""
+        """Write the numbers, pictures and tables, and at an event the story so far and the matrices."""
+        self._journal.add(publication)
         step = publication.measurement.step
         for key, picture in publication.pictures.items():
             image = image_of(picture)
             if image is None:
                 continue
-            path = self._folder / f"{key}-{step:08d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = PngInfo()
+            text, buffer = PngInfo(), io.BytesIO()
             text.add_text("Description", caption(step, picture))
-            image.save(path, pnginfo=text)
+            image.save(buffer, format="png", pnginfo=text)
+            replace_file(self._folder / f"{key}-{step:08d}.png", buffer.getvalue())
         for key, rows in publication.tables.items():
             columns = list(dict.fromkeys(name for row in rows for name in row))
             replace_file(self._folder / f"{key}-{step:08d}.csv", csv_bytes(rows, columns))
         if publication.matrices:
             self._pending = publication
-            if publication.events and self._seldom.due(len(publication.events)):
-                self._write_matrices()
+        if publication.events and self._seldom.due(len(publication.events)):
+            self._write_matrices()
+            if publication.report is not None:
+                write_tables(self._folder, publication.report)
 
     def finish(self, report: Report) -> None:
-        """Write the story of the run."""
-        if len(report.history) < A_STORY:
-            return
+        """Write the story of the run, and a page that shows all of it."""
+        self._journal.end(report.history)
+        try:
+            if len(report.history) >= A_STORY:
+                self._tell(report)
+        finally:  # a page without a figure is worth having
+            if self._journal.begun:
+                write_report(self._folder)
+
+    def _tell(self, report: Report) -> None:
         write_tables(self._folder, report)
         figures = {"stages": report_figure, "refinements": refinement_report, "free_energy": free_energy_report}
         for name, draw in figures.items():
@@ -162,23 +176,6 @@ def write_tables(folder: Path, report: Report) -> None:
     replace_file(folder / "changes.csv", csv_bytes(report.change_rows, ["stage", "step", *changes]))
     events = [{key: as_json(value) for key, value in row.items()} for row in report.rows]
     replace_file(folder / "events.json", (json.dumps(events, indent=2) + "\n").encode())
-
-
-def csv_bytes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
-    """A table with a header; a field that a row lacks is empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole: a process killed at any time leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _folder_of(loggers: Sequence[Any]) -> Path:

@@ -219,7 +219,7 @@ class TestHelp:
 
     def test_the_commands_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search("replay measure saved .* calibrate find sampler", told(capsys, ["--help"], code=0))
-        assert "the following arguments are required: {replay,calibrate}" in told(capsys, [])
+        assert "the following arguments are required: {replay,calibrate,report}" in told(capsys, [])
         assert "invalid choice: 'reply' (choose from" in told(capsys, ["reply"])
 
 

@@ -304,11 +304,24 @@ class TestPlacesThatFail:
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to lend")
     @pytest.mark.parametrize(
-        ("full", "every", "method"),
-        [("map", 2, "publish"), ("matrices", 2, "publish"), ("events.json", 1, "finish"), ("stages.png", 1, "finish")],
+        ("full", "every", "methods"),
+        [
+            ("measurements", 2, ["publish", "finish"]),
+            ("map", 2, ["publish"]),
+            ("matrices", 2, ["publish"]),
+            ("events.json", 1, ["publish", "finish"]),
+            ("stages.png", 1, ["finish"]),
+            ("report.html", 1, ["finish"]),
+        ],
     )
     def test_a_full_disk_costs_what_was_to_be_written(
-        self, full: str, every: int, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: str
+        self,
+        full: str,
+        every: int,
+        methods: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        undisturbed: str,
     ) -> None:
         real, met = io.open, set()
 
@@ -334,6 +347,7 @@ class TestPlacesThatFail:
         assert len(memory.publications) == FINISHED_STEPS // every
         assert [text for text in told if "No space left on device" in text] == [
             f"FileSink.{method} raised OSError: [Errno 28] No space left on device. Training goes on."
+            for method in methods
         ]
 
     def test_a_wandb_run_that_was_finished_in_mid_run_costs_the_rest_of_its_rows(

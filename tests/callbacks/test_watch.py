@@ -419,9 +419,7 @@ class TestReactions:
     def test_at_the_end_the_folder_holds_the_stages_the_events_and_their_figure(self, tmp_path: Path) -> None:
         found = watched()
         fit(found, max_steps=20, default_root_dir=tmp_path)
-        assert sorted(path.name for path in (tmp_path / "slt").iterdir()) == [
-            *("changes.csv", "events.json", "stages.csv", "stages.png")
-        ]
+        assert {path.name for path in (tmp_path / "slt").iterdir()} == WRITTEN
         with (tmp_path / "slt" / "stages.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [(row["type"], row["status"], int(row["start_step"])) for row in rows] == [
@@ -442,7 +440,7 @@ class TestReactions:
             fit(watched(sinks=[sink, FileSink(tmp_path)]), Stops(), max_steps=30)
         assert sink.report is not None
         assert [stage.status for stage in sink.report.stages] == ["final", "final"]
-        assert {path.name for path in tmp_path.iterdir()} == {"changes.csv", "events.json", "stages.csv", "stages.png"}
+        assert {path.name for path in tmp_path.iterdir()} == WRITTEN
 
     @pytest.mark.parametrize("settings", [{"barebones": True}, {"fast_dev_run": True}])
     def test_a_run_that_leaves_nothing_behind_is_told_in_no_file(
@@ -654,6 +652,9 @@ class TestReactions:
         assert second.stages == whole.stages
 
 
+WRITTEN = {
+    *("changes.csv", "events.json", "measurements.jsonl", "report.html", "settings.json", "stages.csv", "stages.png")
+}
 EVENT_COLUMNS = ["key", "detected_at", "type", *(JumpEvent.__dataclass_fields__ | StageEvent.__dataclass_fields__)]
 
 

@@ -20,6 +20,7 @@ from slt_callbacks import (
     TrajectoryPCA,
     dashboard,
 )
+from slt_callbacks.observables.media import Picture
 from tests.callbacks.test_watch import PlantedLLC
 from tests.sinks.backend import fake_backend
 from tests.sinks.test_sinks import offline_logger, records
@@ -29,7 +30,7 @@ pytest.importorskip("wandb_workspaces", reason="the extra `workspace` is not ins
 
 SECTIONS = ["LLC", "Stages", "Loss kernel", "Influence", "Health and cost"]
 STEP_AXIS = "slt/step"
-TABLES = {"slt/events", "slt/stages", "slt/influence/events"}
+TABLES = {"slt/changes", "slt/events", "slt/stages", "slt/influence/events"}
 
 
 def spec(workspace: Any) -> dict[str, Any]:
@@ -147,7 +148,58 @@ def test_refinements_of_several_llcs_share_one_plot() -> None:
     assert alone.sections[0].panels[0].y == ["slt/llc/h0/mean"], "an LLC is measured of a refinement in any case"
 
 
-@pytest.mark.parametrize("argument", ["refinements", "susceptibility", "trajectory"])
+class Known:
+    """An observable with numbers and pictures of given names."""
+
+    def __init__(self, *names: str, pictures: tuple[str, ...] = ()) -> None:
+        self.names, self.pictured = names, pictures
+
+    def inspect(self, fork: Any) -> dict[str, float]:
+        return dict.fromkeys(self.names, float(fork.point.step))
+
+    def images(self, result: Any) -> dict[str, Picture]:
+        return {name: Picture(torch.eye(2), "two steps") for name in self.pictured}
+
+
+def test_what_is_read_at_the_weights_has_sections_of_what_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = offline_logger(tmp_path, monkeypatch)
+    shares = [f"{name}_{number}" for name in ("explained", "null") for number in (1, 2, 3)]
+    observables = {
+        "llc": Known("mean", "stderr", "variance_llc", "reference_loss", "free_energy"),
+        "way": Known(*shares, "speed", "distance/ridge", "distance/zero", pictures=("map",)),
+        "coarse": Known("critical_bits", "critical_rank"),
+        "behavior": Known("accuracy", "f1_0"),
+    }
+    fit(monitor(observables=observables, every_n_train_steps=1), max_steps=3, logger=logger)
+    items = {key for record in records(logger) if record["type"] == "history" for key in record["history"]["item"]}
+    asked: dict[str, Any] = {"trajectory": ["way"], "compressibility": ["coarse"], "metrics": ["behavior"]}
+    workspace = dashboard("me", "mine", kernel=[], influence=[], free_energy=["llc"], save=False, **asked)
+    sections = {section.name: section.panels for section in workspace.sections}
+    assert list(sections) == [
+        "LLC",
+        "Free energy",
+        "Stages",
+        "Trajectory",
+        "Compressibility",
+        "Metrics",
+        "Health and cost",
+    ]
+    assert images(workspace) == ["slt/free_energy", "slt/figure", "slt/way/map"]
+    assert "slt/way/map._type" in items
+    for title in ("Free energy", "Trajectory", "Compressibility"):
+        assert {key for panel in sections[title] if hasattr(panel, "y") for key in panel.y or ()} <= items
+    patterns = [line["metricRegex"] for line in lines(workspace) if "metricRegex" in line]
+    assert [sorted(key for key in items if re.fullmatch(pattern, key)) for pattern in patterns] == [
+        ["slt/way/distance/ridge", "slt/way/distance/zero"],
+        ["slt/behavior/accuracy", "slt/behavior/f1_0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "argument", ["refinements", "susceptibility", "trajectory", "compressibility", "metrics", "free_energy"]
+)
 def test_names_of_parts_go_into_a_list_as_well(argument: str) -> None:
     with pytest.raises(TypeError, match=rf"Expected `{argument}` to be a list of keys, such as \['k'\], but got 'k'"):
         dashboard("me", "mine", save=False, **{argument: "k"})  # type: ignore[call-overload]

@@ -89,6 +89,7 @@ class TestFileSink:
             sink.publish(publication(step, pictures={"kernel/map": PICTURE}))
         sink.close()
         names = [path.relative_to(tmp_path / "out").as_posix() for path in sorted((tmp_path / "out").rglob("*.*"))]
+        names = [name for name in names if name.endswith(".png")]
         assert names == ["kernel/map-00000005.png", "kernel/map-00001000.png"]
         with Image.open(tmp_path / "out" / names[1]) as image:
             assert image.size == (256, 256)
@@ -100,11 +101,12 @@ class TestFileSink:
         sink.open([], {})
         sink.publish(publication(1, matrices=MATRICES))
         sink.publish(publication(2, matrices=MATRICES, events=[{"step": 2}]))
-        assert [path.name for path in tmp_path.iterdir()] == ["matrices-00000002.npz"]
+        assert [path.name for path in tmp_path.glob("*.npz")] == ["matrices-00000002.npz"]
         sink.publish(publication(3, matrices=MATRICES))
         sink.close()
         sink.close()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["matrices-00000002.npz", "matrices-00000003.npz"]
+        names = sorted(path.name for path in tmp_path.glob("*.npz"))
+        assert names == ["matrices-00000002.npz", "matrices-00000003.npz"]
         with np.load(tmp_path / "matrices-00000003.npz", allow_pickle=False) as file:
             assert file["step"] == 3
             assert file["kernel/correlation"].tolist() == [[1.0, 0.0], [0.0, -1.0]]
@@ -121,12 +123,15 @@ class TestFileSink:
                 {"source": "c", "change": "", "peaked": "True"},
             ]
 
-    def test_without_pictures_there_is_no_folder(self, tmp_path: Path) -> None:
+    def test_without_a_measurement_there_is_no_folder_and_without_pictures_there_are_the_numbers_alone(
+        self, tmp_path: Path
+    ) -> None:
         sink = FileSink(tmp_path / "out")
         sink.open([], {})
+        assert not (tmp_path / "out").exists()
         sink.publish(publication(1))
         sink.close()
-        assert not (tmp_path / "out").exists()
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["measurements.jsonl", "settings.json"]
 
     def test_it_goes_beside_lightnings_checkpoints(self, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path, name="mine")
@@ -198,12 +203,15 @@ class TestRun:
             *(f"influence/map-0000000{step}.png" for step in (2, 4, 6)),
             *(f"kernel/map-0000000{step}.png" for step in (2, 4, 6)),
             "matrices-00000006.npz",
+            "measurements.jsonl",
+            "report.html",
+            "settings.json",
         ]
         with (tmp_path / "slt" / names[1]).open(newline="") as table:
             events = list(csv.DictReader(table))
         wanted_events = watched.history[-1]["influence"]["events"]
         assert [(e["source"], float(e["after"])) for e in events] == [(e["source"], e["after"]) for e in wanted_events]
-        with np.load(tmp_path / "slt" / names[-1]) as file:
+        with np.load(tmp_path / "slt" / "matrices-00000006.npz") as file:
             wanted = watched.history[-1]["kernel"]["covariance"]
             np.testing.assert_allclose(file["kernel/covariance"], wanted, rtol=1e-6, atol=1e-12)
             assert file["kernel/indices"].tolist() == list(range(48))
