@@ -1,0 +1,435 @@
+"""Watch a network pack six features into two dimensions: its loss falls in steps, its LLC rises in steps.
+
+The toy model of superposition (Elhage et al. 2022; Chen et al. 2023, arXiv 2310.06301) has six features and two hidden
+dimensions: f(x) = ReLU(W'W x + b), W of shape (2, 6). Inputs x = mu e_i have one active feature of strength
+mu ~ U[0, 1]; the loss is |x - f(x)|^2, summed over the outputs. Where training lingers, the columns of W are the corners
+of a polygon, and both loss and LLC of every polygon are known, with nothing fitted: see `known_loss` and `known_llc`.
+
+How the walk was found. Under plain SGD a feature whose bias is negative and whose column is short is asleep for good: no
+input wakes it, so it has no gradient. Thousands of starts (2 to 4 corners and noise; learning rates 0.02 to 0.5; batches of
+4 to 40; 20,000 steps) gave mostly one or two plateaus, and from a small random start a pentagon at once; and a sixth
+column that wakes inside a pentagon stays at the origin, however strong the noise: no hexagon. So here features start
+asleep at different depths, and while no input wakes a feature, its bias rises by a little at every step, as neurons that
+fall silent become easier to excite (homeostasis). One starts awake, two wake next, then two, then one. That is the only
+change: awake features follow the gradient of the loss above, of all samples at once (192 strengths on a grid, so that
+their loss is the expected one). W starts near zero, from the seed.
+
+"""
+
+import argparse
+import logging
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import minimize
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from slt_callbacks import LLC, FileSink, Measurement, SamplerConfig, SLTMonitor, StageEvent
+from slt_callbacks.observables.fork_view import ForkView
+
+FEATURES = 6
+STRENGTHS = 32  # of every feature
+WAKING = (1, 2, 2, 1)  # features that are awake at the start, and that wake at the end of each plateau
+DEPTH = 10.0  # of the bias of a feature that sleeps for one plateau; the last ones sleep for several
+LEARNING_RATE = 0.5
+NAMES = {0: "nothing", 1: "one feature", 2: "line", 3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon"}
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements
+warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")  # Lightning's own
+torch.set_num_threads(1)  # kernels this small lose by a second thread
+
+
+# ---------------------------------------------------------------------------------------------------------- the theory
+def known_loss(corners: int, awake: int = 0) -> float:
+    """Expected loss of a regular polygon, with so many features awake at the origin, the others asleep.
+
+    A sleeping feature is never answered: E mu^2 = 1/3, one time in six. One that is awake at the origin always answers
+    1/12, the best constant, which is 1/144 better. Up to four corners are told exactly, by columns of length 1 and
+    biases 0. From five on neighbours disturb each other; the best length and bias are looked for.
+    """
+    rest = (FEATURES - corners) / (3 * FEATURES) - awake / (2 * FEATURES) ** 2
+    return rest + (corner_loss(best_corner(corners), corners) * corners / FEATURES if corners > 4 else 0.0)
+
+
+def corner_loss(corner: Sequence[float], corners: int) -> float:
+    """What is lost, in all outputs, where the feature of one corner is active: (length, bias) of every corner."""
+    length, bias = corner
+    strength = (np.arange(2000) + 0.5) / 2000
+    turn = np.cos(2 * np.pi * np.arange(corners) / corners)
+    answers = np.maximum(length**2 * turn[:, None] * strength + bias, 0)
+    answers[0] -= strength
+    return float((answers**2).sum(0).mean())
+
+
+def best_corner(corners: int) -> tuple[float, float]:
+    """Length and bias of the corners of the best regular polygon."""
+    if corners <= 4:
+        return 1.0, 0.0
+    found = minimize(
+        corner_loss, (1.2, -0.3), (corners,), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}
+    )
+    return float(found.x[0]), float(found.x[1])
+
+
+def known_llc(corners: int, awake: int = 0) -> float:
+    """Learning coefficient of a polygon in the limit of large nbeta: half the number of directions that cost anything.
+
+    Near a polygon the loss is homogeneous of degree two in these directions (some cost on one side only), so each has
+    1/2. Every corner has its length and bias. Angles: from five corners on all but the common rotation; of a square
+    three, for no gap may be less than a right angle; of fewer corners none, there is room. A column asleep in a
+    triangle or square costs in both its coordinates, for some corner points its way; fewer corners leave it half a
+    plane, and the biases of a pentagon or hexagon leave it a disc around the origin. One that is awake at the origin
+    costs in its bias, too. For the pentagon (7, and 8.5 with the sixth awake) and the hexagon (8.5) these are the
+    coefficients of Chen et al., appendix; the others follow in the same way.
+    """
+    asleep = FEATURES - corners - awake
+    angles = corners - 1 if corners > 4 else 3 if corners == 4 else 0
+    columns = 2 * asleep if corners in (3, 4) else 0
+    return (2 * corners + angles + columns + 3 * awake) / 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the columns form: corners in different directions, features awake at the origin, and nothing of the rest."""
+
+    corners: int
+    awake: int
+
+    def __str__(self) -> str:
+        return NAMES[self.corners] + (f" + {self.awake} awake" if self.awake else "")
+
+
+def recognise(columns: torch.Tensor, biases: torch.Tensor) -> Shape:
+    """The shape of weights (2, 6) and biases (6,): long columns closer than 40 degrees share a corner."""
+    length = columns.norm(dim=0)
+    angles = sorted(math.atan2(float(y), float(x)) for x, y in columns.T[length > 0.3])
+    gaps = [(b - a) % (2 * math.pi) for a, b in zip(angles, [*angles[1:], *angles[:1]], strict=True)]
+    corners = sum(gap > math.radians(40) for gap in gaps) if len(angles) > 1 else len(angles)
+    return Shape(max(corners, min(len(angles), 1)), int(((length <= 0.3) & (biases > 0.04)).sum()))
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+def samples() -> torch.Tensor:
+    """Every feature at every strength: 192 inputs, whose mean loss is the expected loss to four digits."""
+    strengths = (torch.arange(STRENGTHS) + 0.5) / STRENGTHS
+    return (torch.eye(FEATURES)[:, None] * strengths[None, :, None]).flatten(0, 1)
+
+
+class Superposition(pl.LightningModule):
+    def __init__(self, plateau: int) -> None:
+        super().__init__()
+        self.rise = DEPTH / plateau
+        self.weight = nn.Parameter(0.002 * torch.randn(2, FEATURES))
+        depths = [-DEPTH * turn for turn, number in enumerate(WAKING) for _ in range(number)]
+        self.bias = nn.Parameter(torch.tensor(depths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ self.weight.T @ self.weight + self.bias)
+
+    def per_sample_loss(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        return (self(batch[0]) - batch[0]).square().sum(1)
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        answers = self(batch[0])
+        self.asleep = (answers * batch[0]).sum(0) == 0  # never an answer to the feature itself
+        return (answers - batch[0]).square().sum(1).mean()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.bias += self.rise * self.asleep
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
+
+
+class Columns:
+    """The weights themselves, as numbers to log: an observable that needs no chains."""
+
+    def inspect(self, fork: ForkView) -> dict[str, float]:
+        x, y = fork.module.weight.detach()
+        named = {"x": x, "y": y, "bias": fork.module.bias.detach()}
+        return {f"{name}{k}": float(value) for name, values in named.items() for k, value in enumerate(values)}
+
+
+def weights_of(measurement: Measurement) -> tuple[torch.Tensor, torch.Tensor]:
+    found = measurement["columns"]
+    x, y, bias = (torch.tensor([found[f"{name}{k}"] for k in range(FEATURES)]) for name in ("x", "y", "bias"))
+    return torch.stack([x, y]), bias
+
+
+# ------------------------------------------------------------------------------------------------------------- the LLC
+def make_sampler(smoke: bool) -> SamplerConfig:
+    if smoke:
+        return SamplerConfig(nbeta=1e4, localization=30.0, num_chains=2, num_draws=10, num_burnin_steps=5)
+    return SamplerConfig(
+        nbeta=1e4,  # so sharp that the softest direction of a hexagon (curvature 0.03) is ten times as stiff as the tie
+        localization=30.0,  # strong enough that chains, which stray by 0.18, do not wake what sleeps
+        num_chains=8,
+        num_draws=150,
+        batch_size=None,  # 192 small samples: all of them at once, and no noise of minibatches
+        engine="vectorized",
+    )
+
+
+def make_monitor(schedule: Any, args: argparse.Namespace) -> SLTMonitor:
+    return SLTMonitor(
+        TensorDataset(samples()),
+        observables={"llc": LLC(), "columns": Columns()},
+        sampler=make_sampler(args.smoke),
+        schedule=schedule,
+        persistent_chains=False,  # from one polygon to the next a chain would stay behind in the valley that was left
+        on_event=[announce],
+        max_overhead=None,  # a real run keeps the default, 10 %; in a demo this short that is a few measurements
+        sinks=[FileSink(args.output_dir / f"seed{args.seed}")],
+        seed=args.seed,
+    )
+
+
+def announce(trainer: pl.Trainer, pl_module: pl.LightningModule, event: Any) -> None:
+    """A reaction of one's own is any function: this one prints the news while the network trains."""
+    if isinstance(event, StageEvent):
+        print(f"step {trainer.global_step:>5}: boundary {event.boundary_id} {event.kind}, at step {event.step}")
+
+
+def train(args: argparse.Namespace, schedule: Any) -> SLTMonitor:
+    pl.seed_everything(args.seed, verbose=False)
+    steps = args.plateau * len(WAKING)
+    monitor = make_monitor(schedule, args)
+    trainer = pl.Trainer(
+        max_steps=steps,
+        callbacks=[monitor],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=args.output_dir,
+    )
+    # Every step sees all samples: one batch, as often as there are steps
+    trainer.fit(Superposition(args.plateau), DataLoader([[samples()]] * steps, batch_size=None))
+    return monitor
+
+
+# --------------------------------------------------------------------------------------------------------- the results
+@dataclass(frozen=True)
+class Plateau:
+    """Measurements in a row at which the weights form one shape and the chains find nothing lower around it."""
+
+    shape: Shape
+    measurements: list[Measurement]
+
+    @property
+    def loss(self) -> float:
+        return statistics.median(one["llc"]["reference_loss"] for one in self.measurements)
+
+    @property
+    def llc(self) -> float:
+        return statistics.median(one["llc"]["mean"] for one in self.measurements)
+
+    @property
+    def middle(self) -> Measurement:
+        return self.measurements[len(self.measurements) // 2]
+
+
+def find_plateaus(history: Sequence[Measurement]) -> list[Plateau]:
+    """Three measurements or more of one shape, whose loss stays within 0.5 %, in a valley: where the LLC is positive.
+
+    A saddle, such as a square with two features in one corner on its way to a pentagon, is flat as well, but the chains
+    fall out of it: the LLC is far below 0.
+    """
+    found: list[Plateau] = []
+    for before, one in zip([None, *history], history, strict=False):
+        shape, loss = recognise(*weights_of(one)), one["llc"]["reference_loss"]
+        if one["llc"]["mean"] <= 0:
+            continue
+        if (
+            found
+            and found[-1].shape == shape
+            and abs(loss / found[-1].measurements[-1]["llc"]["reference_loss"] - 1) < 0.005
+        ):
+            found[-1].measurements.append(one)
+        else:
+            found.append(Plateau(shape, [one]))
+    return [plateau for plateau in found if len(plateau.measurements) >= 3]
+
+
+def in_order(plateaus: Sequence[Plateau]) -> bool:
+    """Whether the LLCs of the plateaus come in the order of theory."""
+    known = [known_llc(plateau.shape.corners, plateau.shape.awake) for plateau in plateaus]
+    pairs = [(a, b) for a in range(len(known)) for b in range(len(known)) if known[a] < known[b]]
+    return all(plateaus[a].llc < plateaus[b].llc for a, b in pairs)
+
+
+def print_plateaus(plateaus: Sequence[Plateau]) -> None:
+    print(f"\n{'':<20} {'steps':>14}  {'loss':>7} {'theory':>7}  {'':>6}  {'LLC':>5} {'theory':>6}")
+    for plateau in plateaus:
+        corners, awake = plateau.shape.corners, plateau.shape.awake
+        steps = f"{plateau.measurements[0].step} to {plateau.measurements[-1].step}"
+        known = known_loss(corners, awake)
+        print(
+            f"{plateau.shape!s:<20} {steps:>14}  {plateau.loss:>7.5f} {known:>7.5f}  {plateau.loss / known - 1:>+6.1%}  "
+            f"{plateau.llc:>5.2f} {known_llc(corners, awake):>6.1f}"
+        )
+    print(f"The LLCs are {'' if in_order(plateaus) else 'not '}in the order of theory.")
+
+
+def boundaries(monitor: SLTMonitor) -> dict[int, tuple[int, int]]:
+    """Where each boundary that stands is, and at which step it was announced."""
+    found: dict[int, tuple[int, int]] = {}
+    for stage in monitor.stages:
+        if stage.announced_at_step is not None:
+            found[len(found)] = (stage.start_step, stage.announced_at_step)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- the picture
+def draw_polygon(axes: Axes, plateau: Plateau) -> None:
+    """The columns as arrows, the corners joined; at the origin a ring for a feature awake there, a dot for one asleep."""
+    weight, bias = weights_of(plateau.middle)
+    long = weight.norm(dim=0) > 0.3
+    x, y = weight[:, long]
+    around = torch.atan2(y, x).argsort()
+    if len(around) > 2:
+        axes.fill(x[around], y[around], facecolor="#009E73", alpha=0.18, edgecolor="#009E73", linewidth=2)
+    for a, b in zip(x.tolist(), y.tolist(), strict=True):
+        axes.plot([0, a], [0, b], color="#009E73", linewidth=1.2)
+    axes.plot(x, y, "o", color="#009E73", markersize=6)
+    awake = int((bias[~long] > 0.04).sum())
+    axes.plot(0, 0, "o", color="0.55", markersize=5)
+    if awake:
+        axes.plot(0, 0, "o", markersize=9, markerfacecolor="none", markeredgecolor="#009E73", markeredgewidth=2)
+    asleep = FEATURES - plateau.shape.corners - awake
+    axes.set_title(str(plateau.shape), fontsize=12, pad=2)
+    axes.text(0, -1.62, f"{asleep} asleep" if asleep else "none asleep", ha="center", fontsize=9, color="0.4")
+    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+    axes.axis("off")
+
+
+def draw_levels(axes: Axes, plateaus: Sequence[Plateau], level: Any, form: str) -> None:
+    for shape in dict.fromkeys(plateau.shape for plateau in plateaus):
+        value = level(shape.corners, shape.awake)
+        axes.axhline(value, color="0.55", linewidth=0.8, zorder=0)
+        axes.annotate(
+            f"{shape}: {value:{form}}",
+            (1, value),
+            (5, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color="0.3",
+            annotation_clip=False,
+        )
+
+
+def draw_figure(monitor: SLTMonitor, plateaus: Sequence[Plateau], path: Path) -> None:
+    """The polygons above; below them loss and LLC, with the levels of theory as thin lines."""
+    history = monitor.history
+    steps = [one.step for one in history]
+    figure = Figure(figsize=(9, 6.6))
+    grid = {"left": 0.09, "right": 0.79}
+    top, bottom = (
+        figure.add_gridspec(1, 1, bottom=0.66, top=0.88, **grid),
+        figure.add_gridspec(2, 1, hspace=0.14, bottom=0.09, top=0.62, **grid),
+    )
+    band = figure.add_subplot(top[0])
+    loss, llc = (figure.add_subplot(bottom[row]) for row in (0, 1))
+    band.set_xlim(0, steps[-1])
+    band.axis("off")
+    for plateau in plateaus:
+        middle = (plateau.measurements[0].step + plateau.measurements[-1].step) / 2 / steps[-1]
+        draw_polygon(band.inset_axes((middle - 0.1, 0, 0.2, 1)), plateau)
+    loss.plot(steps, [one["llc"]["reference_loss"] for one in history], color="#0072B2", linewidth=2)
+    values = np.array([one["llc"]["mean"] for one in history])
+    low, high = -1.5, 10.5
+    inside = (values > low) & (values < high)
+    llc.plot(steps, np.where(inside, values, np.nan), "o-", color="#D55E00", markersize=4, linewidth=1.5)
+    outside = np.array(steps)[~inside]
+    llc.plot(outside, [low + 0.5] * len(outside), "v", color="#D55E00", markersize=5, markerfacecolor="white")
+    draw_levels(loss, plateaus, known_loss, ".4f")
+    draw_levels(llc, plateaus, known_llc, "g")
+    for axes in (loss, llc):
+        axes.set_xlim(0, steps[-1])
+        axes.spines[["top", "right"]].set_visible(False)
+        for start, _ in boundaries(monitor).values():
+            axes.axvline(start, color="0.3", linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+    for _, told in boundaries(monitor).values():
+        llc.plot(
+            told, 0.06, "|", color="black", markersize=12, markeredgewidth=2.5, transform=llc.get_xaxis_transform()
+        )
+    loss.set(ylabel="loss", xticklabels=[], ylim=(0, 0.35))
+    llc.set(ylabel="LLC", xlabel="training step", ylim=(low, high))
+    figure.suptitle(
+        "A network packs six features into a plane: each step is a new polygon", x=0.09, y=0.975, ha="left", fontsize=14
+    )
+    figure.savefig(path, dpi=150)
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train the toy model of superposition, and watch loss and LLC walk over known levels.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--plateau", type=int, default=1500, help="steps after which the next features wake")
+    parser.add_argument("--every", type=int, default=75, help="steps between two measurements")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the chains")
+    parser.add_argument("--seeds", type=int, default=0, help="so many runs instead, measured seldom: only their tables")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/superposition"), help="where everything goes")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds: short plateaus, short chains")
+    args = parser.parse_args()
+    if args.smoke:
+        args.plateau, args.every = 150, 30
+    if min(args.plateau, args.every) < 1:
+        parser.error("--plateau and --every must be positive")
+    return args
+
+
+def compare_seeds(args: argparse.Namespace) -> None:
+    """Several seeds, each measured six times a plateau."""
+    every = max(args.plateau // 6, 1)
+    right = 0
+    for args.seed in range(args.seeds):
+        plateaus = find_plateaus(train(args, lambda step: step % every == every // 2).history)
+        print(f"\nSeed {args.seed}", end="")
+        print_plateaus(plateaus)
+        near = all(abs(p.loss / known_loss(p.shape.corners, p.shape.awake) - 1) < 0.02 for p in plateaus)
+        right += len(plateaus) >= 3 and near and in_order(plateaus)
+    print(f"\n{right} of {args.seeds}: three plateaus or more, all losses within 2 %, LLCs in the order of theory.")
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    if args.seeds:
+        compare_seeds(args)
+        return
+    monitor = train(args, lambda step: step > 0 and step % args.every == 0)
+    plateaus = find_plateaus(monitor.history)
+    print_plateaus(plateaus)
+    print("\nBoundaries that stand:")
+    for at, told in boundaries(monitor).values():
+        print(f"  step {at:>5}, announced at step {told}")
+    path = args.output_dir / "superposition.png"
+    draw_figure(monitor, plateaus, path)
+    measuring = sum(one["cost"]["seconds"] for one in monitor.history)
+    total = time.perf_counter() - start
+    print(f"\n{len(monitor.history)} measurements took {measuring:.0f} s of {total:.0f} s.\nThe figure: {path}")
+
+
+if __name__ == "__main__":
+    main()
