@@ -118,6 +118,10 @@ SAMPLERS: dict[str, list[Callable[[ModuleType], Any]]] = {
         lambda module: module.train(True, MagicMock(seed=0, num_draws=150)),
         lambda module: module.watch_stages(MagicMock(seed=0)),
     ],
+    "superposition": [
+        lambda module: module.make_sampler(smoke=False),
+        lambda module: module.make_sampler(smoke=True),
+    ],
 }
 
 
