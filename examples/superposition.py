@@ -6,15 +6,15 @@ mu ~ U[0, 1]; the loss is |x - f(x)|^2, summed over the outputs. Where training 
 corners of a polygon, whose loss and LLC are known, with nothing fitted: see `known_loss` and `known_llc`.
 
 How the walk was found. Under plain SGD a feature with a negative bias and a short column is asleep for good: no input
-wakes it, so it has no gradient. Starts from 2, 3 and 4 corners with noise (batches of 20 of 1000 samples, learning rates 0.02
-and 0.1, 200 seeds each, 20,000 to 40,000 steps) gave one or two plateaus, three in some 10 of 1000 runs. A sixth
-feature that wakes inside a pentagon stays at the origin, whatever the noise of SGD: no hexagon was reached. So here
-features start asleep at different depths, and while a feature is never answered its bias rises a little at every step,
-as neurons that fall silent become easier to excite (homeostasis). One starts awake, then two wake, two more, and one.
-That is the only change: whatever is awake follows the gradient of the loss above, of all samples at once (192 on a grid
-of strengths, so that theirs is the expected loss). W starts near zero, from the seed. Of 64 seeds in plain torch 52 walked
-from the triangle to the pentagon, and 12 to a square with one feature awake at its centre, then two. With 0.1 in the
-place of 0.002 for the size of W at the start it was one in eight.
+wakes it, so it has no gradient. Starts from 2, 3 and 4 corners with noise (batches of 20 of 1000 samples, learning
+rates 0.02 and 0.1, 200 seeds each, 20,000 to 40,000 steps) gave one or two plateaus, and three in some 10 of 1000 runs.
+A sixth feature that wakes inside a pentagon stays at the origin, whatever the noise of SGD: no hexagon was reached. So
+here features start asleep at different depths, and while a feature is never answered its bias rises a little at every
+step, as neurons that fall silent become easier to excite (homeostasis). One starts awake, then two wake, two more, and
+one. That is the only change: whatever is awake follows the gradient of the loss above, of all samples at once (192 on a
+grid of strengths, so that theirs is the expected loss). W starts near zero, from the seed. Of 64 seeds in plain torch
+52 walked from the triangle to the pentagon, and 12 to a square with one feature awake at its centre, then two. With 0.1
+in the place of 0.002 for the size of W at the start it was one in eight.
 
 Five seeds (`--seeds 5`):
 
@@ -197,20 +197,6 @@ def make_sampler(smoke: bool) -> SamplerConfig:
     )
 
 
-def make_monitor(schedule: Any, news: News, args: argparse.Namespace) -> SLTMonitor:
-    return SLTMonitor(
-        TensorDataset(samples()),
-        observables={"llc": LLC(), "columns": Columns()},
-        sampler=make_sampler(args.smoke),
-        schedule=schedule,
-        persistent_chains=False,  # from one polygon to the next a chain would stay behind in the valley that was left
-        on_event=[news],
-        max_overhead=None,  # a real run keeps the default, 10 %; in a demo this short that is a few measurements
-        sinks=[FileSink(args.output_dir / f"seed{args.seed}")],
-        seed=args.seed,
-    )
-
-
 class News:
     """A reaction of one's own is any function or object to call: this one prints the news while the network trains.
 
@@ -228,6 +214,20 @@ class News:
         _, told = self.boundaries.pop(event.boundary_id, (0, trainer.global_step))
         if event.kind != "withdrawn":
             self.boundaries[event.boundary_id] = (event.step, told)
+
+
+def make_monitor(schedule: Any, news: News, args: argparse.Namespace) -> SLTMonitor:
+    return SLTMonitor(
+        TensorDataset(samples()),
+        observables={"llc": LLC(), "columns": Columns()},
+        sampler=make_sampler(args.smoke),
+        schedule=schedule,
+        persistent_chains=False,  # from one polygon to the next a chain would stay behind in the valley that was left
+        on_event=[news],
+        max_overhead=None,  # a real run keeps the default, 10 %; in a demo this short that is a few measurements
+        sinks=[FileSink(args.output_dir / f"seed{args.seed}")],
+        seed=args.seed,
+    )
 
 
 def train(args: argparse.Namespace, schedule: Any) -> tuple[SLTMonitor, News]:
