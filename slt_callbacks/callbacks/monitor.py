@@ -130,7 +130,7 @@ class SLTMonitor(pl.Callback):
         TypeError: If an argument has the wrong type.
         ValueError: If a setting is out of range, or not exactly one trigger is given.
         MisconfigurationException: From `fit`, before training: a reference set or loss function that cannot be used,
-            nothing trainable, or a strategy that shards parameters.
+            nothing trainable, or a strategy that shards parameters otherwise than by FSDP2.
 
     ``slt/llc/mean`` is also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping. It is not there
     before the first measurement that has succeeded, and no number may stand in for it, so let EarlyStopping wait:

@@ -12,11 +12,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from slt_callbacks.data.reference import ReferenceSet
 
 # By name: those of the package pytorch_lightning are classes of their own.
-_REFUSED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy"}
+_REFUSED = {"FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy"}
 
 
 def refuse_sharding(trainer: pl.Trainer) -> None:
-    """Refuse a strategy that leaves no rank with all of the weights.
+    """Refuse a strategy whose shards nobody but itself can read; those of FSDP2 can be read.
 
     Raises:
         MisconfigurationException: If so.
@@ -24,7 +24,8 @@ def refuse_sharding(trainer: pl.Trainer) -> None:
     if _REFUSED & {kind.__name__ for kind in type(trainer.strategy).__mro__}:
         raise MisconfigurationException(
             f"SLTMonitor cannot sample a model that {type(trainer.strategy).__name__} shards or rewrites: use "
-            'strategy="auto" or "ddp".'
+            'strategy="auto" or "ddp", or shard it by FSDP2, which is ModelParallelStrategy() from '
+            "lightning.pytorch.strategies with `fully_shard` in the module's `configure_model`."
         )
 
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.basics.rng import seed_from
-from slt_callbacks.losses.world import own_world
 from slt_callbacks.measuring.beside import Beside, Record
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.measuring.preparation import Preparation, as_memory_allows
 from slt_callbacks.measuring.refinement import Refinement, RefinementSet
 from slt_callbacks.measuring.settings import Settings, changes
+from slt_callbacks.measuring.sharding import undisturbed
 from slt_callbacks.measuring.survey import Survey
 from slt_callbacks.measuring.target import Target
 from slt_callbacks.measuring.timed_pass import time_pass
@@ -164,7 +164,7 @@ class Estimator:
         """
         for survey in self._surveys():
             survey.preparation.try_again()
-        with self._undisturbed(module, self.settings.seed):
+        with self._undisturbed(module, self.settings.seed) as module:
             self._main.check(module, self.settings.seed)
             self._beside.check(module)
 
@@ -218,7 +218,7 @@ class Estimator:
         Raises:
             ValueError: If the curvature there is not a positive number.
         """
-        with self._undisturbed(module, self.settings.seed):
+        with self._undisturbed(module, self.settings.seed) as module:
             curvature = self._main.target.find_curvature(self._main.preparation.objective(module), 0)
         dynamics = replace(self.config.dynamics, step_size="auto")  # type: ignore[type-var]
         return float(resolve_step_size(dynamics, curvature).step_size)
@@ -292,7 +292,7 @@ class Estimator:
         return as_memory_allows(attempt, self._main.preparation, self._exchange.rank)
 
     def _time_pass(self, module: nn.Module) -> TimedPass:
-        with self._undisturbed(module, self.settings.seed):
+        with self._undisturbed(module, self.settings.seed) as module:
             objective, target = self._main.preparation.objective(module), self._main.target
             at_once = partial(target.seconds_at_once, objective)
             asked = [survey for survey in self._surveys() if survey.panel.reads_draws]
@@ -302,7 +302,7 @@ class Estimator:
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""
-        with self._undisturbed(module, seed_from(self.settings.seed, step, _GLOBAL_STREAM)):
+        with self._undisturbed(module, seed_from(self.settings.seed, step, _GLOBAL_STREAM)) as module:
             seed = seed_from(self.settings.seed, step, _FORK_STREAM)
             sampled = self._main.measure(module, step, seed, on_steps)
             if sampled.error is not None:
@@ -320,7 +320,8 @@ class Estimator:
         return Measurement(step, results, sampled.error, media, refined)
 
     @contextmanager
-    def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[None]:
+    def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[nn.Module]:
+        """A world of its own, and in it the module that forks can be made of."""
         losses = [self._loss_fn, *(one.loss_fn for one in self.refinements.by_name.values())]
-        with own_world(module, seed, *losses), self._exchange.together():
-            yield
+        with undisturbed(module, seed, self._exchange, *losses) as whole:
+            yield whole

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from slt_callbacks.basics.lightning_kinds import is_data_module
 from slt_callbacks.basics.reach import has_parts, parts_of_container, reachable
+from slt_callbacks.weights.shards import own_state, units
 
 _CONTAINERS = frozenset((list, tuple, dict, set, OrderedDict))  # most of what there is
 
@@ -44,6 +45,7 @@ class Attributes:
     def __init__(self, module: nn.Module, memo: Mapping[int, Any]) -> None:
         self.memo = dict(memo)
         self._module = module
+        self._units = {id(unit) for unit in units(module)}
         # The memo knows objects by their `id`: those that `__getstate__` has made for the occasion must not go.
         self._found = list(reachable(module, self._parts))
 
@@ -73,6 +75,8 @@ class Attributes:
             return [value.__self__]
         if isinstance(value, np.ndarray):
             return value.flat if value.dtype == object else ()
+        if id(value) in self._units:
+            return own_state(value).values()
         if isinstance(value, torch.Tensor) or hasattr(type(value), "__deepcopy__"):
             return ()
         try:
@@ -89,7 +93,8 @@ def _decided(value: Any) -> Any:
         private = torch.Generator(device=value.device)
         private.set_state(value.get_state())
         return private
-    return value if isinstance(value, (Dataset, DataLoader)) or is_data_module(value) else None
+    shared = isinstance(value, (Dataset, DataLoader)) or is_data_module(value) or type(value).__name__ == "DeviceMesh"
+    return value if shared else None
 
 
 def _reduced(value: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from slt_callbacks.weights.attributes import Attributes
+from slt_callbacks.weights.shards import check_shards, empty_unit, forget_sharding, own_state, reshard, units, whole
 
 
 def copy_module(module: nn.Module, replaced: Mapping[int, torch.Tensor], convert: Any) -> nn.Module:
@@ -25,14 +26,25 @@ def copy_module(module: nn.Module, replaced: Mapping[int, torch.Tensor], convert
     attributes = Attributes(module, memo)
     forked: nn.Module
     try:
-        forked = copy.deepcopy(module, dict(attributes.memo))
+        forked = _deep_copy(module, attributes.memo)
     except Exception:  # noqa: BLE001  # whatever an attribute's __deepcopy__ raises
         attributes.share_what_refuses()
-        forked = copy.deepcopy(module, dict(attributes.memo))
+        forked = _deep_copy(module, attributes.memo)
     for submodule in list(forked.modules()):
         _undo_compilation(submodule)
         _drop_watchers(submodule)
+        forget_sharding(submodule)
     return _uncompiled(forked).eval()
+
+
+def _deep_copy(module: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
+    """A deep copy; of parts that are sharded, which refuse to be copied, what they were before that."""
+    memo = dict(memo)
+    sharded = [(unit, memo.setdefault(id(unit), empty_unit(unit))) for unit in units(module)]
+    copied: nn.Module = copy.deepcopy(module, memo)
+    for unit, empty in sharded:
+        empty.__setstate__(copy.deepcopy(own_state(unit), memo))
+    return copied
 
 
 def _undo_compilation(submodule: nn.Module) -> None:
@@ -77,9 +89,28 @@ def twin_of(module: nn.Module) -> nn.Module:
 
 
 def private_copy(module: nn.Module) -> nn.Module:
-    """A copy on weights and buffers of its own, in eval mode: trainable and frozen parameters stay so, ties too."""
+    """A copy on weights and buffers of its own, in eval mode: trainable and frozen parameters stay so, ties too.
+
+    Of a module that is sharded (FSDP2) it is the whole one. All processes have to ask for it together.
+
+    Raises:
+        TypeError: If weights are split by more than `fully_shard`.
+    """
+    reshard(module)
+    check_shards(module)
     own = {
-        id(parameter): nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+        id(parameter): nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
         for parameter in module.parameters()
     }
     return copy_module(module, own, lambda tensor: tensor.detach())
+
+
+def whole_copy(module: nn.Module) -> nn.Module:
+    """A `private_copy` that stands for the live module: it knows the same trainer."""
+    copied = private_copy(module)
+    trainers = (getattr(part, "_trainer", None) for part in module.modules())
+    trainer = next((trainer for trainer in trainers if trainer is not None), None)
+    for part in copied.modules():
+        if "_trainer" in vars(part):
+            part._trainer = trainer  # type: ignore[assignment]
+    return copied

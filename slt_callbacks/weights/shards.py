@@ -1,0 +1,135 @@
+"""Modules whose weights are shards (FSDP2, ``torch.distributed.fsdp.fully_shard``): known, and made whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+# What `fully_shard` leaves in a module, beside hooks.
+_FLAGS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
+_STATE = "__composable_api_state_key"
+_PACKAGE = "torch.distributed.fsdp"
+
+
+def units(module: nn.Module) -> list[nn.Module]:
+    """The parts that `fully_shard` was called on, each of which gathers and frees its weights as one."""
+    kind = _unit_kind()
+    return [] if kind is None else [part for part in module.modules() if isinstance(part, kind)]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether this process has but a part of some weights.
+
+    Example:
+        >>> is_sharded(nn.Linear(2, 1))
+        False
+    """
+    return bool(units(module)) or any(is_shard(parameter) for parameter in module.parameters())
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor: one of which every process has a part, or a copy."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)  # not imported: there is none
+    return kind is not None and isinstance(tensor, kind)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let the parameters of a module be its shards, as they are between a backward and the next forward pass.
+
+    After a forward pass without a backward, as in validation, the outermost part stays whole, and what is written into
+    its shards would go unseen.
+    """
+    for unit in units(module):
+        unit.reshard()  # type: ignore[operator]
+
+
+def check_shards(module: nn.Module) -> None:
+    """Refuse weights that are split in a way that `fully_shard` alone does not make.
+
+    Raises:
+        TypeError: If so.
+    """
+    inside = {id(parameter) for unit in units(module) for parameter in unit.parameters()}
+    for name, parameter in module.named_parameters():
+        if not is_shard(parameter):
+            continue
+        places = [str(place) for place in parameter.placements if not place.is_replicate()]  # type: ignore[attr-defined]
+        if id(parameter) not in inside or len(places) > 1:
+            raise TypeError(
+                "Expected weights that are sharded by `fully_shard` alone, but got tensor parallelism: "
+                f"`{name}` is {', '.join(places) or 'replicated'} over {parameter.device_mesh}. Shard with "  # type: ignore[attr-defined]
+                "`fully_shard` only, or measure the run's checkpoints with `replay`."
+            )
+        if parameter.device.type != parameter.device_mesh.device_type:  # type: ignore[attr-defined]
+            raise TypeError(
+                f"Expected sharded weights on the devices that compute with them, but `{name}` waits on "
+                f"{parameter.device.type}: leave CPUOffloadPolicy out, or measure the run's checkpoints with `replay`."
+            )
+
+
+@torch.no_grad()
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of all of a tensor; of a sharded one, all of whose processes have to ask together.
+
+    Example:
+        >>> whole(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if is_shard(tensor):
+        gathered: torch.Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
+        return gathered.clone() if gathered.data_ptr() == tensor.to_local().data_ptr() else gathered  # type: ignore[attr-defined]
+    return tensor.detach().clone()
+
+
+def empty_unit(unit: nn.Module) -> nn.Module:
+    """An object of the class that a unit had before it was sharded, with nothing in it yet; see `own_state`."""
+    kinds = type(unit).__mro__
+    kind: Any = kinds[kinds.index(cast("type", _unit_kind())) + 1]
+    empty: nn.Module = kind.__new__(kind)
+    return empty
+
+
+def own_state(unit: nn.Module) -> dict[str, Any]:
+    """What a unit holds, as `copy.deepcopy` would take it, without what `fully_shard` has added."""
+    state: dict[str, Any] = dict(unit.__reduce_ex__(4)[2])  # type: ignore[arg-type]
+    gone = {key for hooks in _hooks(state) for key, hook in hooks.items() if _is_of_sharding(hook)}
+    found = {}
+    for name, value in state.items():
+        if name.startswith(_STATE) or name in _FLAGS or _is_wrapped(value):
+            continue
+        if "_hooks" in name and isinstance(value, dict):
+            value = type(value)((key, hook) for key, hook in value.items() if key not in gone)
+        found[name] = value
+    return found
+
+
+def forget_sharding(part: nn.Module) -> None:
+    """Drop from a private copy what `fully_shard` has left in the parts inside of a unit."""
+    for name in _FLAGS:
+        vars(part).pop(name, None)
+    for hooks in _hooks(vars(part)):
+        for key in [key for key, hook in hooks.items() if _is_of_sharding(hook)]:
+            del hooks[key]
+
+
+def _hooks(state: dict[str, Any]) -> Iterator[dict[Any, Any]]:
+    return (value for name, value in state.items() if name.endswith("_hooks") and isinstance(value, dict))
+
+
+def _is_of_sharding(hook: Any) -> bool:
+    owner = type(getattr(hook, "__self__", None)).__module__
+    return str(getattr(hook, "__module__", "")).startswith(_PACKAGE) or owner.startswith(_PACKAGE)
+
+
+def _is_wrapped(value: Any) -> bool:
+    """Whether it is a method as `register_fsdp_forward_method` leaves it, which has the name of the user's own."""
+    code = getattr(getattr(value, "__func__", None), "__code__", None)
+    return getattr(code, "co_qualname", "").partition(".")[0] == "register_fsdp_forward_method"
+
+
+def _unit_kind() -> type | None:
+    return getattr(sys.modules.get(_PACKAGE), "FSDPModule", None)
