@@ -87,11 +87,11 @@ class Account:
         forecast = Forecast(
             seconds=measurement["cost"]["seconds"],
             sgld_steps=measurement["cost"]["sgld_steps"],
-            next_steps=estimator.expected_steps * trainer.world_size,
+            next_steps=estimator.expected_steps * estimator.num_shares,
             seconds_per_step=seconds_per_step,
             every_n_steps=trigger.steps_between(steps, trainer.current_epoch, seconds_per_step),
             stored_bytes=estimator.stored_bytes,
-            in_checkpoints=self._in_checkpoints,
+            in_checkpoints=self._in_checkpoints and estimator.num_shares == trainer.world_size,
         )
         rank_zero_info(forecast.line(estimator.config, self.budget.max_overhead))
 

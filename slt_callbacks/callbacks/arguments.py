@@ -36,19 +36,22 @@ MOST_MATRIX_BYTES = 2**26  # in the history: some twenty kernels with influence 
 
 @dataclass(frozen=True)
 class Between:
-    """What becomes of the chains between two measurements.
+    """What becomes of the chains between two measurements, and where they run if the module is sharded.
 
     Raises:
-        ValueError: If they are to be stored elsewhere than on the device or the CPU.
+        ValueError: If they are to be stored elsewhere than on the device or the CPU, or run in an unknown way.
     """
 
     persistent_chains: bool = True
     checkpoint_chains: bool = True
     store_chains: Literal["device", "cpu"] = "device"
+    sharded: Literal["auto", "gathered", "in_place"] = "auto"
 
     def __post_init__(self) -> None:
         if self.store_chains not in ("device", "cpu"):
             raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {self.store_chains!r}.')
+        if self.sharded not in ("auto", "gathered", "in_place"):
+            raise ValueError(f'Expected `sharded` to be "auto", "gathered" or "in_place", but got {self.sharded!r}.')
 
 
 @dataclass
@@ -144,6 +147,7 @@ class Asked:
             LightningRanks(trainer) if trainer.world_size > 1 else None,
             transferred=self.reference is None,
             refinements=self.refinements.drawn(lambda own: share_reference(trainer, partial(draw, own))),
+            sharded=self.between.sharded,
         )
 
 

@@ -121,6 +121,11 @@ class SLTMonitor(pl.Callback):
         checkpoint_chains: Whether checkpoints hold the persistent chains; without, they burn in again after a resume.
         store_chains: Where persistent chains wait for the next measurement: "device" or "cpu".
         seed: Of the reference set and the chains.
+        sharded: How a module is measured that FSDP2 shards. "gathered": every rank gathers a whole copy of the weights,
+            and the chains are split over the ranks. "in_place": all ranks run every chain together, on the shards of
+            the live module, which are put back bit for bit; it takes a `loss_fn` or ``per_sample_loss``, and neither
+            slices of parameters, `behavioral`, nor observables that look at the fork. "auto": gathered, where the copy
+            and its chains fit three quarters of the free memory.
 
     A monitor may serve one fit after the other. Where the same trainer goes on, so do the measurements; a fit that
     begins at step 0 and is no resume is a new run, whose history, events, detectors and chains begin empty (a detector
@@ -184,6 +189,7 @@ class SLTMonitor(pl.Callback):
         refinements: Mapping[str, Refinement] | None = None,
         refinements_at_once: int | None = None,
         also_compare: Sequence[str] = (),
+        sharded: Literal["auto", "gathered", "in_place"] = "auto",
     ) -> None:
         super().__init__()
         self._asked = Asked(
@@ -193,7 +199,7 @@ class SLTMonitor(pl.Callback):
             sampler=sampler,
             num_samples=num_samples,
             when=When(every_n_train_steps, every_n_epochs, train_time_interval, schedule),
-            between=Between(persistent_chains, checkpoint_chains, store_chains),
+            between=Between(persistent_chains, checkpoint_chains, store_chains, sharded),
             max_overhead=max_overhead,
             told=Told(detectors, on_event, sinks, also_compare),
             executor=executor,

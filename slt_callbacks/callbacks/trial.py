@@ -87,7 +87,7 @@ class Trial:
             config=estimator.config,
             num_steps=estimator.expected_steps,
             later_steps=estimator.later_steps,
-            num_processes=trainer.world_size,
+            num_processes=estimator.num_shares,
             num_posteriors=estimator.num_posteriors,
             timed=timed,
         )

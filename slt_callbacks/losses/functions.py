@@ -50,7 +50,7 @@ def resolve_loss(loss_fn: LossFn | None, module: nn.Module) -> LossFn:
     if callable(getattr(module, "per_sample_loss", None)):
         return _per_sample_method
     if overrides(type(module), "training_step"):
-        return _training_step
+        return training_step_loss
     raise ValueError(
         f"Expected `loss_fn`, or a method `per_sample_loss(batch)` or `training_step(batch, batch_idx)` on "
         f"{type(module).__name__}, but found none: pass a function `loss_fn(module, batch)` that returns one loss a "
@@ -157,13 +157,15 @@ class Form(NamedTuple):
     """One a token, of which a sample has several."""
 
 
-def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor], batch: Batch, size: int) -> Form:
+def check_loss(
+    loss_fn: LossFn, module: nn.Module, touches: Callable[[torch.Tensor], bool], batch: Batch, size: int
+) -> Form:
     """Try `loss_fn` on one batch with gradient, so that a mistake shows before any training.
 
     Args:
         loss_fn: From `resolve_loss`.
         module: A fork, not the live module.
-        parameters: Its trainable parameters.
+        touches: Whether a loss has a gradient that reaches its weights, as a fork says.
         batch: A batch of `size` samples.
         size: Number of samples.
 
@@ -190,7 +192,7 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
             f"Expected `loss_fn` to leave its batch as it is, but it changed {describe(batch)} in place: clone the "
             "tensor before writing into it."
         )
-    if not _has_gradient(losses, parameters):
+    if not _has_gradient(losses, touches):
         raise ValueError(
             "Expected the result of `loss_fn` to have a gradient with respect to the module it was given, but it has "
             "none: use the `module` argument (it is a copy of the live one), and no torch.no_grad(), .detach() or "
@@ -199,24 +201,23 @@ def check_loss(loss_fn: LossFn, module: nn.Module, parameters: list[torch.Tensor
     return Form(losses.ndim == 1, returned.ndim == 2 and returned.shape[1] > 1)
 
 
-def _has_gradient(losses: torch.Tensor, parameters: list[torch.Tensor]) -> bool:
+def _has_gradient(losses: torch.Tensor, touches: Callable[[torch.Tensor], bool]) -> bool:
     if not losses.requires_grad:
         return False
     try:
-        gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+        return touches(losses.mean())
     except Exception as error:
         raise LossFnError(
             f"The gradient of the loss raised {type(error).__name__}: {error}. It is taken in eval mode, and for "
             "the parameters of the module alone: a layer that has a gradient only in train mode, or that calls "
             "`backward` inside, needs another form here (for a checkpoint use_reentrant=False)."
         ) from error
-    return any(gradient is not None for gradient in gradients)
 
 
 def _what_to_write(loss_fn: LossFn, batch: Batch) -> str:
     """How a loss function that raised may be mended."""
     loss_fn = getattr(loss_fn, "loss_fn", loss_fn)  # of a measurement's loss, the user's own
-    if loss_fn is _training_step:
+    if loss_fn is training_step_loss:
         hint = "Pass `loss_fn` instead of relying on `training_step`."
     elif loss_fn is _per_sample_method:
         hint = "It was called as module.per_sample_loss(batch)."
@@ -232,7 +233,8 @@ def _per_sample_method(module: Any, batch: Batch) -> torch.Tensor:
     return losses
 
 
-def _training_step(module: Any, batch: Batch) -> torch.Tensor:
+def training_step_loss(module: Any, batch: Batch) -> torch.Tensor:
+    """The loss that a module's ``training_step`` returns, with its logging muted."""
     # Instance attributes of a private fork: the class, and the live module, keep their logging.
     module.log = module.log_dict = muted
     output = module.training_step(batch, 0) if _takes_batch_index(module) else module.training_step(batch)

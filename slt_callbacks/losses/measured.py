@@ -79,6 +79,7 @@ class MeasuredLoss:
         self.transfers = Transfers(live, fork.device)
         self.together = together
         self.on_copies = True
+        self._arrive = fork.arrive
         self._live = live
         self.attend(fork.module, fork.own)
         fork.keep_attributes()
@@ -89,6 +90,7 @@ class MeasuredLoss:
         """As `LossFn`."""
         manner = self.manner
         batch = self.prepared(module, batch)
+        self._arrive()
         if manner.with_gradient and not torch.is_grad_enabled():
             with torch.enable_grad():
                 return self.loss_fn(module, batch).detach()

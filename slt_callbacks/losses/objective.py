@@ -130,21 +130,13 @@ class Objective:
         for losses, where in self._forward(places):
             weight = sign * len(where) / total
             mean = losses.mean() if weight == 1 else losses.mean() * weight
-            # `inputs` keeps gradients out of every other leaf the loss may touch, such as a live teacher.
-            torch.autograd.backward(mean, inputs=self.fork.parameters)
+            self.fork.backward(mean)
             parts.append((losses.detach(), where))
         return self._joined(parts, places)
 
     def take_gradients(self) -> list[torch.Tensor]:
         """One flat gradient a trainable parameter: what `backward` has added up, which is then forgotten."""
-        gradients = []
-        for parameter in self.fork.parameters:
-            gradient = parameter.grad
-            parameter.grad = None
-            if gradient is None:  # this parameter had no part in the loss
-                gradient = torch.zeros_like(parameter)
-            gradients.append((gradient.to_dense() if gradient.is_sparse else gradient).detach().flatten())
-        return gradients
+        return self.fork.take_gradients()
 
     def excess(self, losses: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
         """Mean loss minus the mean loss at w* of the same samples, shape ``()`` (methods: pairing)."""

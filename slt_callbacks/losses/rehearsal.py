@@ -66,7 +66,7 @@ class Rehearsal:
         with loss.numbers.undisturbed():
             self._try_transfers(batch)
             with loss.numbers.watch():
-                per_sample, by_token = check_loss(loss.in_place(), fork.module, fork.parameters, batch, size)
+                per_sample, by_token = check_loss(loss.in_place(), fork.module, fork.touches, batch, size)
             loss.manner.per_sample, loss.manner.by_token = per_sample, by_token
             if per_sample and size > 1:
                 self._check_single(size)

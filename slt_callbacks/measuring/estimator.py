@@ -19,7 +19,7 @@ from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.measuring.preparation import Preparation, as_memory_allows
 from slt_callbacks.measuring.refinement import Refinement, RefinementSet
 from slt_callbacks.measuring.settings import Settings, changes
-from slt_callbacks.measuring.sharding import undisturbed
+from slt_callbacks.measuring.sharding import Sharding
 from slt_callbacks.measuring.survey import Survey
 from slt_callbacks.measuring.target import Target
 from slt_callbacks.measuring.timed_pass import time_pass
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slt_callbacks.data.reference import ReferenceSet
     from slt_callbacks.losses.functions import LossFn
     from slt_callbacks.measuring.sampling_run import OnSteps, Sampled
+    from slt_callbacks.measuring.sharding import How
     from slt_callbacks.measuring.timed_pass import TimedPass
     from slt_callbacks.sampling.dynamics import Dynamics
 
@@ -55,6 +56,7 @@ class Estimator:
         transferred: Whether the samples are training batches that have been through the module's transfer hooks.
         together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
         refinements: Posteriors beside the main one, their samples drawn; None for none.
+        sharded: How a module is measured that FSDP2 shards, as `Sharding` takes it.
 
     Raises:
         TypeError: If an observable lacks a method, `loss_fn` cannot be called, or `seed` is no integer.
@@ -84,11 +86,13 @@ class Estimator:
         transferred: bool = False,
         together: int | None = None,
         refinements: RefinementSet | None = None,
+        sharded: How = "auto",
     ) -> None:
         if store_chains not in ("device", "cpu"):
             raise ValueError(f'Expected `store_chains` to be "device" or "cpu", but got {store_chains!r}.')
         self.settings = Settings(SamplerConfig() if config is None else config, reference, seed)
         self._exchange = Exchange(ranks)
+        self._sharding = Sharding(sharded, self._exchange, self.config, persistent and store_chains == "device")
         self._loss_fn = loss_fn
         self._persistent = persistent
         self._on_cpu = store_chains == "cpu"
@@ -129,6 +133,11 @@ class Estimator:
     def later_steps(self) -> int:
         """Gradient steps of a later measurement in this process, if its chains do not drift."""
         return self._main.later_steps + self._beside.later_steps
+
+    @property
+    def num_shares(self) -> int:
+        """Processes that run chains of their own; 1 where all run the same ones together, each on its shards."""
+        return 1 if self._exchange.gate is not None else self._exchange.size
 
     @property
     def num_posteriors(self) -> int:
@@ -283,6 +292,7 @@ class Estimator:
             self._together,
             refinement.selection,
             quiet=bool(name) and refinement.of_weights,
+            forks=self._sharding.fork,
         )
         seed, exchange = self.settings.seed, self._exchange
         target = Target(self.config, self.settings.posterior, seed, exchange, self._persistent, self._on_cpu, name)
@@ -298,7 +308,8 @@ class Estimator:
             asked = [survey for survey in self._surveys() if survey.panel.reads_draws]
             more = sum(survey.target.gradients_ahead(objective) for survey in asked)
             forwards = sum(survey.samples_a_draw(objective) for survey in self._surveys())
-            return time_pass(objective, self.expected_steps, target.num_chains, more, forwards, at_once)
+            share = self._exchange.first if objective.fork.in_place else None
+            return time_pass(objective, self.expected_steps, target.num_chains, more, forwards, at_once, share)
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""
@@ -323,5 +334,5 @@ class Estimator:
     def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[nn.Module]:
         """A world of its own, and in it the module that forks can be made of."""
         losses = [self._loss_fn, *(one.loss_fn for one in self.refinements.by_name.values())]
-        with undisturbed(module, seed, self._exchange, *losses) as whole:
-            yield whole
+        with self._sharding.undisturbed(module, seed, *losses) as measured:
+            yield measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -13,16 +13,20 @@ from torch import nn
 from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.basics.ranks import Exchange
 from slt_callbacks.data.reference import ReferenceSet
-from slt_callbacks.losses.functions import LossFn, check_loss_fn, resolve_loss
+from slt_callbacks.losses.functions import check_loss_fn, resolve_loss
 from slt_callbacks.losses.measured import TOGETHER, Manner, MeasuredLoss
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.losses.probes import Probe, split_from
 from slt_callbacks.losses.rehearsal import Rehearsal
 from slt_callbacks.losses.tokens import TokenObjective
+from slt_callbacks.measuring.sharding import check_on_shards
 from slt_callbacks.observables.panel import Panel
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.weights.fork import Fork
 from slt_callbacks.weights.selection import EVERYTHING, Selection
+
+if TYPE_CHECKING:
+    from slt_callbacks.losses.functions import LossFn
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ class Preparation:
         together: Samples in a training batch, where known: a loss that compares samples is taken in such batches.
         selection: The weights that chains move.
         quiet: Whether what is odd about the loss has been told already.
+        forks: Makes a fork, as `Fork` does of a module that is whole.
 
     Attributes:
         reference: As given.
@@ -68,6 +73,7 @@ class Preparation:
         together: int | None = None,
         selection: Selection = EVERYTHING,
         quiet: bool = False,
+        forks: Callable[[nn.Module, bool, Selection], Fork] = Fork,
     ) -> None:
         check_loss_fn(loss_fn)
         self.reference = reference
@@ -80,6 +86,7 @@ class Preparation:
         self._transferred = transferred
         self._selection = selection
         self._quiet = quiet
+        self._forks = forks
         self._manner: Manner | None = None  # None: the loss has not been tried yet
         self._singles_at_once = False
         self._queries = {
@@ -123,10 +130,13 @@ class Preparation:
         # A loss function was written for this and only reads; a training step may keep a running average of weights,
         # and an observable of the fork may move whatever it finds.
         shared = self._loss_fn is not None and not self._panel.reads_fork
-        fork = Fork(module, share_frozen=shared, selection=self._selection)
+        fork = self._forks(module, shared, self._selection)
         self._share_buffers(fork)
         manner = Manner(transferred=self._transferred) if self._manner is None else self._manner
-        loss_fn = MeasuredLoss(resolve_loss(self._loss_fn, module), module, fork, manner, self.together)
+        resolved = resolve_loss(self._loss_fn, module)
+        if fork.in_place:
+            check_on_shards(resolved, self._panel)
+        loss_fn = MeasuredLoss(resolved, module, fork, manner, self.together)
         if self._manner is None:
             self._rehearse(fork, loss_fn)
             self._manner = manner
@@ -184,6 +194,11 @@ class Preparation:
             rehearsal.queries(key, queries)
         if panel.reference_tokens:
             panel.check_tokens(rehearsal.tokens())
+        if not per_sample and samples_wanted and fork.in_place:
+            raise ValueError(
+                "Expected the loss to be one a sample, shape (B,), for a loss kernel or influence where chains run on "
+                'shards, but got a scalar: use reduction="none" and average over all but the first dimension.'
+            )
         if not per_sample and samples_wanted:
             self._singles_at_once = rehearsal.singles_at_once()
             _log.info(

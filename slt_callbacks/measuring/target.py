@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from slt_callbacks.basics.ranks import Exchange
-from slt_callbacks.basics.rng import generator, seed_from
+from slt_callbacks.basics.rng import seed_from
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.health import ChainHealth
 from slt_callbacks.sampling.chains import Chain, make_chains, warm_round
@@ -123,8 +123,8 @@ class Target:
         self._new_direction = self._direction
         if self._ahead is not None:
             return self._ahead.curvature
-        rng = generator(fork.device, self._seed, step, _CURVATURE_STREAM)
-        if self._direction is not None and len(self._direction) != fork.num_moving:
+        rng = fork.generator(self._seed, step, _CURVATURE_STREAM)
+        if self._direction is not None and len(self._direction) != fork.num_here:
             self._direction = None  # parameters were frozen or added since
         start_from = None if self._direction is None else self.memory.whole(self._direction.to(fork.device))
         places = None if self.stride.is_biased else curvature_places(objective)
@@ -168,7 +168,8 @@ class Target:
         """This process's chains: new random numbers, and the places where the last ones ended."""
         fork = objective.fork
         self._num_parameters = fork.num_moving
-        chains = self._own(make_chains(self._config, fork.device, self._seed, step, self.memory.past))
+        made = make_chains(self._config, fork.device, self._seed, step, self.memory.past, fork.generator)
+        chains = self._own(made)
         self.memory.resume(chains, fork.device)
         return chains
 
@@ -177,8 +178,9 @@ class Target:
 
         Not before the end: a measurement that is cut short is made again after a resume.
         """
-        shared = self._persistent and self._exchange.size > 1
+        shared = self._persistent and self._exchange.size > 1 and self._exchange.gate is None
         self.memory.keep(chains, self._exchange.gather if shared else None, self._exchange.rank)
+        self.memory.only(self._exchange.common(set(self.memory.past)))
         self._direction = self._new_direction
 
     def forget(self) -> None:
@@ -214,8 +216,10 @@ class Target:
         """What a resumed run needs, in builtins and tensors on the CPU.
 
         Args:
-            chains: Whether to include the chains' positions (chains x parameters).
+            chains: Whether to include the chains' positions (chains x parameters). Those on shards stay out: a
+                checkpoint holds what rank 0 has, and it has its own part alone.
         """
+        chains = chains and self._exchange.gate is None
         direction = None if self._direction is None or not chains else self._direction.cpu()
         return {
             **self.stride.state_dict(),
@@ -253,4 +257,4 @@ class Target:
 
     def _own(self, chains: Sequence[_T]) -> list[_T]:
         """Those that this process runs: every so many'th, so that ranks in order give chains in order."""
-        return list(chains[self._exchange.rank :: self._exchange.size])
+        return self._exchange.own(chains)

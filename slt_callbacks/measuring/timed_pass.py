@@ -56,6 +56,7 @@ def time_pass(
     more_gradients: int,
     forwards: int,
     at_once: Callable[[], float],
+    share: Callable[[tuple[float, float]], tuple[float, float]] | None = None,
 ) -> TimedPass:
     """Take a gradient pass at w*, and another one where a measurement would take long.
 
@@ -66,6 +67,8 @@ def time_pass(
         more_gradients: Samples whose gradients it takes beside the chains.
         forwards: Samples whose losses alone it asks for.
         at_once: Seconds for a step of all chains at once; infinite where they go one by one.
+        share: From the loss and the seconds of a pass to those that every process goes by; None where each goes by its
+            own.
 
     Raises:
         Exception: Whatever the loss raises.
@@ -82,7 +85,8 @@ def time_pass(
     places = next(objective.minibatches(torch.Generator().manual_seed(0)))
     size = len(objective) if places is None else len(places)
     more_passes = (more_gradients + _FORWARD * forwards) / size
-    loss, seconds = _timed(objective, places)
+    timed = _timed(objective, places)
+    loss, seconds = timed if share is None else share(timed)
     if (num_steps + more_passes) * seconds > _QUICK:
         seconds = min(seconds, _timed(objective, places)[1])
     if (num_steps + more_passes) * seconds > _QUICK and num_chains > 1 and num_chains * seconds < _MOST_AT_ONCE / 2:

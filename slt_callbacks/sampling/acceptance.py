@@ -66,9 +66,10 @@ def acceptance_at(
     losses_there, gradient_there = _losses_and_gradient(objective, posterior)
     both, further = gradient + gradient_there, gradient_there.sub_(gradient)
     # Of the localization: |d + move|^2 - |d|^2 = 2 move . (d + move / 2).
-    of_localization = posterior.localization * torch.dot(move, displacement.add_(move, alpha=0.5))
+    of_localization = posterior.localization * fork.total(torch.dot(move, displacement.add_(move, alpha=0.5)))
     rise = posterior.nbeta * (losses_there - losses).mean() + of_localization
-    log_ratio = torch.dot(move, both) / 2 - rise - step_size / 8 * torch.dot(further, both)
+    along, apart = fork.total(torch.dot(move, both)), fork.total(torch.dot(further, both))
+    log_ratio = along / 2 - rise - step_size / 8 * apart
     return float(log_ratio.clamp(max=0.0).exp())
 
 
@@ -82,6 +83,5 @@ def _losses_and_gradient(objective: Objective, posterior: LocalPosterior) -> tup
 
 def _moving(objective: Objective, vector: torch.Tensor) -> torch.Tensor:
     """`vector` ``(P,)``, set to 0 where weights do not move."""
-    sizes = [parameter.numel() for parameter in objective.fork.parameters]
-    parts = objective.fork.moving(torch.split(vector, sizes))
+    parts = objective.fork.moving(objective.fork.split(vector))
     return vector.copy_(torch.cat(parts))

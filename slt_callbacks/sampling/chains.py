@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -47,7 +48,12 @@ def warm_round(most: int) -> int:
 
 
 def make_chains(
-    config: SamplerConfig, device: torch.device, seed: int, step: int, past: Mapping[int, int] | None = None
+    config: SamplerConfig,
+    device: torch.device,
+    seed: int,
+    step: int,
+    past: Mapping[int, int] | None = None,
+    noise: Callable[..., torch.Generator] | None = None,
 ) -> list[Chain]:
     """Cold chains with generators of their own, seeded from (seed, training step of the fork, chain).
 
@@ -58,11 +64,13 @@ def make_chains(
         step: Training step of the fork.
         past: By chain, SGLD steps of those that will go on. It is part of their seed: the noise that has brought a
             chain where it is would, given once more at the same training step, carry it away.
+        noise: From such a key to the generator of a chain's noise; None for one on `device`.
     """
     keys = [
         (seed, step, index, *((past[index],) if past and index in past else ())) for index in range(config.num_chains)
     ]
+    noise = partial(generator, device) if noise is None else noise
     return [
-        Chain(index, generator(device, *key, _NOISE_STREAM), generator(torch.device("cpu"), *key, _MINIBATCH_STREAM))
+        Chain(index, noise(*key, _NOISE_STREAM), generator(torch.device("cpu"), *key, _MINIBATCH_STREAM))
         for index, key in enumerate(keys)
     ]

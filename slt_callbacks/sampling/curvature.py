@@ -72,7 +72,7 @@ def largest_curvature(
         start = torch.empty_like(fork.position).normal_(generator=generator)
     fork.reset()  # the buffers too
     search = _Search(objective, posterior, places)
-    search.place(fork.moving(torch.split(start, [p.numel() for p in fork.parameters])))
+    search.place(fork.moving(fork.split(start)))
     del start  # one gradient beside the fork, whatever comes next
     for _ in range(WARM_ITERATIONS if warm else COLD_ITERATIONS):
         search.iterate()
@@ -179,7 +179,7 @@ def stiffness_at(
             if objective.batch_size is not None:
                 objective.backward(next(batches), sign=-1.0)
         along = fork.moving(objective.take_gradients())
-        noises.append(float(_norm(along)) ** 2 / 2)
+        noises.append(float(fork.norm(along)) ** 2 / 2)
     # Two batches of one epoch differ by more than chance: they share no sample.
     share = 0.0 if objective.batch_size is None else 1 - objective.batch_size / len(objective)
     noise = share * posterior.nbeta**2 * sum(noises) / len(noises) if share else 0.0
@@ -220,7 +220,7 @@ class _Search:
             objective.backward(self._places, sign=-1.0)
         found = fork.moving(objective.take_gradients())
         self.along = self._product(fork, found) / (2 * self._distance**2)
-        self.curvature = _norm(found) / (2 * self._distance)
+        self.curvature = fork.norm(found) / (2 * self._distance)
         self.place(found, self.curvature, self._distance)
 
     def place(
@@ -237,7 +237,7 @@ class _Search:
         distance = 0.5 / torch.where(stiffness > 0, stiffness, 1.0).sqrt()
         if last is not None:
             distance = (distance * last).sqrt()
-        norm = _norm(along)
+        norm = fork.norm(along)
         scale = distance / torch.where(norm > 0, norm, 1.0)  # a loss that is flat has no direction
         for piece in fork.pieces:
             torch.mul(piece.gather(along), scale, out=piece.of(fork.position)).add_(self._center_of(piece))
@@ -258,12 +258,7 @@ class _Search:
             torch.dot(piece.of(fork.position).neg_().add_(self._center_of(piece)), piece.gather(found))
             for piece in fork.pieces
         ]
-        return torch.stack(parts).sum()
+        return fork.total(torch.stack(parts).sum())
 
     def _center_of(self, piece: Piece) -> torch.Tensor:
         return piece.gather(self._objective.fork.anchor) if self._center is None else piece.of(self._center)
-
-
-def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    norms: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
-    return norms

@@ -66,7 +66,7 @@ class EngineChoice:
             agree: Of the names that the processes found, the one that all take.
         """
         sequential = SequentialEngine(objective, dynamics, posterior)
-        if self.name == "sequential":
+        if self.name == "sequential" or objective.fork.in_place:
             return sequential
         if self._program is not chain_gradients:
             self._try_compiled(VectorizedEngine(objective, dynamics, posterior, self._program), num_chains)
@@ -90,7 +90,7 @@ class EngineChoice:
             num_chains: Chains of this process.
         """
         short = self._config.num_chains < 2 or self._config.num_steps < SHORTEST_RACE
-        if self.name == "sequential" or (self.name == "auto" and short):
+        if self.name == "sequential" or objective.fork.in_place or (self.name == "auto" and short):
             return math.inf
         engine = VectorizedEngine(objective, dynamics, posterior)
         if _refusal(engine, num_chains):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,10 @@ class ChainMemory:
                 own = {index: place for part in parts for index, place in part.items()} | own
         self._places = own
 
+    def only(self, chains: Collection[int]) -> None:
+        """Forget all others."""
+        self._places = {index: place for index, place in self._places.items() if index in chains}
+
     def state_dict(self) -> dict[int, dict[str, Any]]:
         """The places in builtins and tensors on the CPU."""
         return {index: vars(place) for index, place in _on_cpu(self._places).items()}
@@ -157,8 +161,9 @@ def _place_of(chain: Chain, moving: Callable[[torch.Tensor], torch.Tensor]) -> P
     """None for a chain that is not kept, or whose very last step, which no draw has seen, led nowhere."""
     if chain.displacement is None:
         return None
-    farthest = torch.linalg.vector_norm(chain.displacement, math.inf)  # NaN wins; no temporary of the chain's size
-    if not math.isfinite(farthest):
-        return None
+    if len(chain.displacement):  # a process may have no part of a small module
+        farthest = torch.linalg.vector_norm(chain.displacement, math.inf)  # NaN wins; no temporary of the chain's size
+        if not math.isfinite(farthest):
+            return None
     state = {name: moving(value) for name, value in (chain.state or {}).items()}
     return Place(moving(chain.displacement), state, chain.sgld_step)

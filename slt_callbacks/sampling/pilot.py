@@ -95,7 +95,7 @@ class Pilot:
     def _chain(self, start: int) -> Chain:
         return Chain(
             _INDEX,
-            generator(self._objective.fork.device, *self._key, start, _PILOT_STREAM),
+            self._objective.fork.generator(*self._key, start, _PILOT_STREAM),
             generator(torch.device("cpu"), *self._key, start, _MINIBATCH_STREAM),
         )
 

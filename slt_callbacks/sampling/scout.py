@@ -88,6 +88,6 @@ class Scout:
         return stiffness_at(self._objective, self._posterior, position, minibatches, self._places, known)
 
     def _acceptance(self, chain: int, position: torch.Tensor) -> float:
-        numbers = generator(position.device, *self._key, chain, _ACCEPTANCE_STREAM)
+        numbers = self._objective.fork.generator(*self._key, chain, _ACCEPTANCE_STREAM)
         noise = torch.empty_like(position).normal_(generator=numbers)
         return acceptance_at(self._objective, self._posterior, position, float(self.stride.step_size), noise)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,13 +74,32 @@ def _is_compiled(value: object) -> bool:
 
 def _drop_watchers(submodule: nn.Module) -> None:
     """`wandb.watch` leaves hooks that would log the chain's weights as the model's."""
-    hook_dicts: Iterable[Any] = (value for name, value in vars(submodule).items() if name.endswith("_hooks"))
-    for hooks in hook_dicts:
-        if isinstance(hooks, dict):
-            for key in [
-                key for key, hook in hooks.items() if str(getattr(hook, "__module__", "")).startswith("wandb.")
-            ]:
-                del hooks[key]
+    for hooks in _hook_dicts(submodule):
+        for key in [key for key, hook in hooks.items() if _is_watcher(hook)]:
+            del hooks[key]
+
+
+@contextmanager
+def without_watchers(module: nn.Module) -> Iterator[None]:
+    """Take the hooks of `wandb.watch` off a module, and put them back in their places."""
+    before = [(hooks, dict(hooks)) for part in module.modules() for hooks in _hook_dicts(part)]
+    watched = [(hooks, all_of_them) for hooks, all_of_them in before if any(map(_is_watcher, all_of_them.values()))]
+    for part in module.modules():
+        _drop_watchers(part)
+    try:
+        yield
+    finally:
+        for hooks, all_of_them in watched:
+            hooks.clear()
+            hooks.update(all_of_them)
+
+
+def _hook_dicts(part: nn.Module) -> Iterator[dict[Any, Any]]:
+    return (value for name, value in vars(part).items() if name.endswith("_hooks") and isinstance(value, dict))
+
+
+def _is_watcher(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("wandb.")
 
 
 def twin_of(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from slt_callbacks.basics.rng import generator
 from slt_callbacks.weights.copies import copy_module
 from slt_callbacks.weights.pieces import pieces_of
 from slt_callbacks.weights.remembered import Remembered
@@ -50,8 +51,10 @@ class Fork:
         ([[0.0, 0.0]], True)
     """
 
+    in_place = False  # whether a chain moves the live weights themselves
+
     def __init__(self, module: nn.Module, share_frozen: bool = True, selection: Selection = EVERYTHING) -> None:
-        trainable = _trainable(module)
+        trainable = _movable(module)
         chosen = selection.masks(module)
         live = [parameter for parameter in trainable if id(parameter) in chosen]
         self._masks = [chosen[id(parameter)] for parameter in live]
@@ -100,6 +103,52 @@ class Fork:
             p.numel() if mask is None else int(mask.sum()) for p, mask in zip(self.parameters, self._masks, strict=True)
         )
 
+    @property
+    def num_here(self) -> int:
+        """Those of them that this process has."""
+        return self.num_moving
+
+    def arrive(self) -> None:
+        """Called before a loss is taken: the module is where `position` is, as its parameters are views of it."""
+
+    def split(self, vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One part ``(n,)`` a parameter of a vector ``(P,)``."""
+        return torch.split(vector, [len(part) for part in self.anchor])
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """A sum over this process's weights as one over all of them."""
+        return value
+
+    def norm(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Euclidean norm of a vector that comes in parts, shape ``()``."""
+        found: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
+        return found
+
+    def generator(self, *key: int) -> torch.Generator:
+        """A private generator of noise for the weights."""
+        return generator(self.device, *key)
+
+    def touches(self, loss: torch.Tensor) -> bool:
+        """Whether the gradient of a loss reaches a weight that moves."""
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return any(gradient is not None for gradient in gradients)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a loss to what `take_gradients` will return."""
+        # `inputs` keeps gradients out of every other leaf the loss may touch, such as a live teacher.
+        torch.autograd.backward(loss, inputs=self.parameters)
+
+    def take_gradients(self) -> list[torch.Tensor]:
+        """One flat gradient a parameter: what `backward` has added up, which is then forgotten."""
+        gradients = []
+        for parameter in self.parameters:
+            gradient = parameter.grad
+            parameter.grad = None
+            if gradient is None:  # this parameter had no part in the loss
+                gradient = torch.zeros_like(parameter)
+            gradients.append((gradient.to_dense() if gradient.is_sparse else gradient).detach().flatten())
+        return gradients
+
     def moves(self) -> torch.Tensor | None:
         """True where weights of the flat vector move, bool ``(P,)``; None where all of them do."""
         if all(mask is None for mask in self._masks):
@@ -113,7 +162,7 @@ class Fork:
     @torch.no_grad()
     def reset(self, displacement: torch.Tensor | None = None) -> None:
         """Back to the anchor, plus `displacement` ``(P,)`` where one is given; all else as it was at the fork."""
-        torch._foreach_copy_(torch.split(self.position, [len(part) for part in self.anchor]), self.anchor)
+        torch._foreach_copy_(self.split(self.position), self.anchor)
         if displacement is not None:
             self.position.add_(displacement.to(self.device))
         for owner, name, buffer in self._buffers:
@@ -197,13 +246,23 @@ class Fork:
         return tensor.detach()
 
 
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
+def trainable_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that chains may move.
+
+    Raises:
+        ValueError: If there is none.
+    """
     live = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not live:
         raise ValueError(
             f"Expected {type(module).__name__} to have a trainable parameter, but every parameter has "
             "requires_grad=False or there are none: unfreeze what the chains should explore."
         )
+    return live
+
+
+def _movable(module: nn.Module) -> list[nn.Parameter]:
+    live = trainable_of(module)
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue

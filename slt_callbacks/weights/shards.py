@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.distributed
 from torch import nn
 
 # What `fully_shard` leaves in a module, beside hooks.
@@ -69,6 +71,106 @@ def check_shards(module: nn.Module) -> None:
                 f"Expected sharded weights on the devices that compute with them, but `{name}` waits on "
                 f"{parameter.device.type}: leave CPUOffloadPolicy out, or measure the run's checkpoints with `replay`."
             )
+
+
+def check_in_place(module: nn.Module) -> None:
+    """Refuse a module whose shards chains cannot move.
+
+    Raises:
+        TypeError: If so.
+    """
+    check_shards(module)
+    groups = _groups(module)
+    if not groups or not hasattr(units(module)[0], "reset_iter_state"):
+        raise TypeError(
+            'Expected a torch whose FSDP2 can recover from an exception (2.13 can) with sharded="in_place", but got '
+            f'{torch.__version__}: update torch, or pass sharded="gathered".'
+        )
+    for name, parameter in module.named_parameters():
+        problem = _problem(parameter) if parameter.requires_grad else None
+        if problem is not None:
+            raise TypeError(
+                f"Expected trainable parameters that chains can move on their shards, but `{name}` {problem}: pass "
+                'sharded="gathered" if a whole copy of the weights fits a device.'
+            )
+    if not all(group.reduce_grads and group.gradient_divide_factor is None for group in groups):
+        raise TypeError(
+            "Expected FSDP2 to average gradients over the processes at every backward pass, which chains on shards "
+            "rely on, but `set_requires_gradient_sync(False)` or `set_gradient_divide_factor` is in force: undo it "
+            "before the measurement."
+        )
+
+
+def _problem(parameter: Any) -> str | None:
+    if not is_shard(parameter):
+        return "is not sharded"
+    if parameter.device_mesh.ndim > 1:
+        return f"is sharded and replicated, over {parameter.device_mesh}"
+    if parameter.device_mesh.size() != torch.distributed.get_world_size():
+        return f"is sharded over {parameter.device_mesh.size()} of {torch.distributed.get_world_size()} processes"
+    if parameter.dtype not in (torch.float32, torch.float64):
+        return f"is kept in {parameter.dtype}, which swallows the noise of a step"
+    if getattr(parameter, "_post_accumulate_grad_hooks", None):
+        return "has a hook that runs when its gradient is there, such as an optimizer's step"
+    return None
+
+
+def has_half_passes(module: nn.Module) -> bool:
+    """Whether FSDP2 casts weights to half precision for the forward pass."""
+    half = (torch.float16, torch.bfloat16)
+    return any(group.mp_policy.param_dtype in half for group in _groups(module))
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """This process's part of a sharded tensor, on the same memory."""
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()
+    return part
+
+
+def reset_passes(module: nn.Module) -> None:
+    """Let FSDP2 be as between two passes: an earlier one may have ended without a backward pass, or in an exception."""
+    for unit in units(module):
+        is_root = unit._get_fsdp_state()._is_root  # type: ignore[operator]  # None before the first pass
+        if is_root:
+            unit.reset_iter_state()  # type: ignore[operator]
+        elif is_root is None:
+            unit.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def gated(module: nn.Module, gate: Callable[[str], None]) -> Iterator[None]:
+    """Let FSDP2 ask at a gate before whatever its processes wait for each other in."""
+    before = [(group, group._all_gather_comm, group._reduce_scatter_comm) for group in _groups(module)]
+    for group, gather, scatter in before:
+        group._all_gather_comm = _Gated(gather, gate, "weights")
+        group._reduce_scatter_comm = _Gated(scatter, gate, "gradients")
+    try:
+        yield
+    finally:
+        for group, gather, scatter in before:
+            group._all_gather_comm, group._reduce_scatter_comm = gather, scatter
+
+
+class _Gated:
+    """One of FSDP2's two exchanges, behind a gate."""
+
+    def __init__(self, comm: Any, gate: Callable[[str], None], what: str) -> None:
+        self._comm, self._gate, self._what = comm, gate, what
+
+    def allocate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        memory: torch.Tensor = self._comm.allocate(*args, **kwargs)
+        return memory
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._gate(f"{self._what} {input_tensor.numel()}")
+        return self._comm(output_tensor, input_tensor, *args, **kwargs)
+
+
+def _groups(module: nn.Module) -> list[Any]:
+    """The parameter groups of FSDP2, which has no public way to what they are set to."""
+    states = (unit._get_fsdp_state() for unit in units(module))  # type: ignore[operator]
+    return [group for state in dict.fromkeys(states) for group in getattr(state, "_fsdp_param_groups", ())]
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ X = torch.linspace(-1, 1, 6).view(3, 2)
 
 def check(loss_fn: Any, module: nn.Module | None = None, batch: Any = X) -> Any:
     fork = Fork(module or nn.Linear(2, 4))
-    return check_loss(loss_fn, fork.module, fork.parameters, batch, 3)
+    return check_loss(loss_fn, fork.module, fork.touches, batch, 3)
 
 
 def test_losses_come_one_a_sample_one_a_token_or_as_a_mean() -> None:
