@@ -52,8 +52,9 @@ class Gate:
         self.closed = False
 
     def open(self) -> None:
-        """Let processes pass again, which all know of the failure."""
+        """Let processes pass again, which all know of the failure, and count their passes anew."""
         self.closed = False
+        self._passes = 0
 
     def begin(self) -> None:
         """Another pass begins; one that began it without the others is not where they are."""
@@ -92,8 +93,8 @@ class Gate:
             yield
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
-        if self._interrupted:
-            raise KeyboardInterrupt
+            if self._interrupted:
+                raise KeyboardInterrupt
 
     def _note(self, *_: Any) -> None:
         self._interrupted = True

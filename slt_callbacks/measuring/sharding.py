@@ -121,7 +121,7 @@ class Sharding:
         if self._how == "gathered":
             return False
         if self._exchange.gate is None:
-            self._check_config()
+            self._check()
             self._exchange.gate = gate_of(self._exchange.size)
             if has_half_passes(module) and self._exchange.rank == 0:
                 warnings.warn(
@@ -131,7 +131,12 @@ class Sharding:
                 )
         return True
 
-    def _check_config(self) -> None:
+    def _check(self) -> None:
+        if self._exchange.size != torch.distributed.get_world_size():
+            raise ValueError(
+                'Expected all processes to measure together with sharded="in_place", but got '
+                f"{self._exchange.size} of {torch.distributed.get_world_size()}: take an SLTMonitor, which knows them."
+            )
         if self._config.engine == "vectorized" or self._config.compile:
             raise ValueError(
                 'Expected `engine` to be "sequential" or "auto", and `compile` to be False, where chains run on '

@@ -17,7 +17,7 @@ from slt_callbacks.weights.fork import Fork, trainable_of
 from slt_callbacks.weights.pieces import pieces_of
 from slt_callbacks.weights.remembered import Remembered
 from slt_callbacks.weights.selection import EVERYTHING, Selection
-from slt_callbacks.weights.shards import check_in_place, gated, local, reset_passes
+from slt_callbacks.weights.shards import check_in_place, gated, local, reset_passes, reshard
 
 _SHARD_STREAM = 210  # apart from the streams of the chains and of those who look at them
 
@@ -61,14 +61,16 @@ class Lent:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Everything as it was, bit for bit; nothing in it waits for another process."""
-        reset_passes(self.module)
-        for parameter, gradient in zip(self._live, self._gradients, strict=True):
-            local(parameter).copy_(self.anchors[id(parameter)])
-            parameter.grad = gradient
-        self.restore_attributes()
-        for part, training in self._modes:
-            part.training = training
+        """Everything as it was, bit for bit, weights first; nothing in it waits for another process."""
+        try:
+            for parameter, gradient in zip(self._live, self._gradients, strict=True):
+                local(parameter).copy_(self.anchors[id(parameter)])
+                parameter.grad = gradient
+        finally:
+            self.restore_attributes()
+            for part, training in self._modes:
+                part.training = training
+            reset_passes(self.module)
 
     def restore_attributes(self) -> None:
         """Buffers, and what the module's attributes hold."""
@@ -96,8 +98,9 @@ def lent(module: nn.Module, gate: Gate, rank: int) -> Iterator[Lent]:
         TypeError: If chains cannot run on its shards.
         KeyboardInterrupt: After everything is back, where somebody has asked to stop.
     """
-    reset_passes(module)
+    reshard(module)
     check_in_place(module)
+    reset_passes(module)
     with ExitStack() as stack:
         stack.enter_context(gate.patient())
         borrowed = Lent(module, gate, rank)

@@ -15,6 +15,7 @@ from torch import nn
 _FLAGS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
 _STATE = "__composable_api_state_key"
 _PACKAGE = "torch.distributed.fsdp"
+_REPLAY = "measure checkpoints with `replay`, saved whole by ModelParallelStrategy(save_distributed_checkpoint=False)"
 
 
 def units(module: nn.Module) -> list[nn.Module]:
@@ -64,12 +65,12 @@ def check_shards(module: nn.Module) -> None:
             raise TypeError(
                 "Expected weights that are sharded by `fully_shard` alone, but got tensor parallelism: "
                 f"`{name}` is {', '.join(places) or 'replicated'} over {parameter.device_mesh}. Shard with "  # type: ignore[attr-defined]
-                "`fully_shard` only, or measure the run's checkpoints with `replay`."
+                f"`fully_shard` only, or {_REPLAY}."
             )
         if parameter.device.type != parameter.device_mesh.device_type:  # type: ignore[attr-defined]
             raise TypeError(
                 f"Expected sharded weights on the devices that compute with them, but `{name}` waits on "
-                f"{parameter.device.type}: leave CPUOffloadPolicy out, or measure the run's checkpoints with `replay`."
+                f"{parameter.device.type}: leave CPUOffloadPolicy out, or {_REPLAY}."
             )
 
 

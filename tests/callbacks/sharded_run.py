@@ -225,6 +225,7 @@ def _sums(fork: Fork, live: nn.Module, start: torch.Tensor) -> dict[str, Any]:
         "length": float(fork.norm([direction])),
         "acceptance": acceptance_at(objective, posterior, position, 0.04, along.clone()),
         "num_moving": fork.num_moving,
+        "noise": float(torch.randn((), generator=fork.generator(0, 1))),
     }
 
 

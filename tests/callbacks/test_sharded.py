@@ -88,6 +88,8 @@ def test_in_place_the_llc_is_the_known_one(ranks: list[dict[str, Any]], tmp_path
 
 
 def test_in_place_sums_over_the_weights_are_those_of_a_whole_copy(ranks: list[dict[str, Any]]) -> None:
+    noise = {rank["sums"][on].pop("noise") for rank in ranks for on in ("copy", "shards")}
+    assert len(noise) == 3, "that of the copy, and one of each rank's own"
     for rank in ranks:
         assert rank["sums"]["shards"] == pytest.approx(rank["sums"]["copy"], rel=1e-4)
         assert 0.1 < rank["sums"]["copy"]["acceptance"] < 1.0, "or a wrong one could look alike"
