@@ -191,7 +191,6 @@ class SLTMonitor(pl.Callback):
         also_compare: Sequence[str] = (),
         sharded: Literal["auto", "gathered", "in_place"] = "auto",
     ) -> None:
-        super().__init__()
         self._asked = Asked(
             reference=reference,
             loss_fn=loss_fn,
