@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
+import inspect
 import json
 import platform
 import warnings
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from tests.benchmarks import (
     defaults,
     detection,
     growth,
+    measurements,
     observables,
     peers,
     refinements,
@@ -31,7 +35,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.rows import Row
 
-SUITES = {
+SUITES: dict[str, Callable[..., Iterable[Row]]] = {
     "sampling": sampling.rows,
     "observables": observables.rows,
     "refinements": refinements.rows,
@@ -40,6 +44,7 @@ SUITES = {
     "peers": peers.rows,
     "automatic": automatic.rows,
     "budget": budget.rows,
+    "measurements": measurements.rows,
     "defaults": defaults.rows,
     "default-runs": default_runs.rows,
     "samplers": samplers.rows,
@@ -47,6 +52,8 @@ SUITES = {
     "warm": warm.rows,  # the last two set one thread for the whole process
     "accuracy": accuracy.rows,
 }
+ON_A_DEVICE = [name for name, rows in SUITES.items() if "device" in inspect.signature(rows).parameters]
+"""Suites that a GPU can run as well."""
 FIGURES = {"samplers": samplers.figure}
 """Pictures of what a suite has measured, by the name of their file."""
 
@@ -70,16 +77,18 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("build/benchmarks"), help="folder for the JSON and the pictures"
     )
+    parser.add_argument("--device", default="cpu", help=f"cpu, or a GPU such as cuda, for {', '.join(ON_A_DEVICE)}")
     arguments = parser.parse_args()
     if unknown := set(arguments.suites) - set(SUITES):
         parser.error(f"no suite {', '.join(sorted(unknown))}: there are {', '.join(SUITES)}")
+    named = _named(arguments.suites, arguments.device, parser)
     warnings.simplefilter("ignore")
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     print("| what | measured | wanted | | |\n|---|---|---|---|---|")
     rows: list[Row] = []
-    for suite in arguments.suites or SUITES:
-        for row in SUITES[suite]():
+    for measured in named.values():
+        for row in measured():
             rows.append(row)
             value = "-" if row.value is None else f"{row.value:.3g} {row.unit}"
             verdict = {True: "met", False: "MISSED", None: ""}[row.met]
@@ -93,10 +102,21 @@ def main() -> None:
     }
     file = arguments.output / f"{now:%Y-%m-%dT%H%M%S}.json"
     file.write_text(json.dumps(record, indent=2) + "\n")
-    pictures = {name: draw for name, draw in FIGURES.items() if name in (arguments.suites or SUITES)}
+    pictures = {name: draw for name, draw in FIGURES.items() if name in named}
     for name, draw in pictures.items():
         draw(arguments.output / f"{name}.png")
     print("Written to", *(file, *(arguments.output / f"{name}.png" for name in pictures)))
+
+
+def _named(suites: list[str], device: str, parser: argparse.ArgumentParser) -> dict[str, Callable[[], Iterable[Row]]]:
+    """What to run: the suites of these names, or all that the device can run."""
+    if device == "cpu":
+        return {name: SUITES[name] for name in suites or SUITES}
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here")
+    if unfit := set(suites) - set(ON_A_DEVICE):
+        parser.error(f"{', '.join(sorted(unfit))} run on a CPU alone; on a GPU there are {', '.join(ON_A_DEVICE)}")
+    return {name: functools.partial(SUITES[name], device=device) for name in suites or ON_A_DEVICE}
 
 
 def _cpu_lines() -> list[str]:

@@ -46,6 +46,17 @@ def token_losses(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
 
 
+class TokenLosses(nn.Module):
+    """`token_losses` as the forward of a module, as `torch.func.functional_call` wants it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return token_losses(self.net, batch)
+
+
 def token_rows(num_rows: int, length: int = 64, vocabulary: int = 256) -> torch.Tensor:
     return torch.randint(vocabulary, (num_rows, length + 1), generator=torch.Generator().manual_seed(0))
 

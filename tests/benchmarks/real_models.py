@@ -142,7 +142,7 @@ class Gpt(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        hidden = self.tokens(rows) + self.places(torch.arange(rows.shape[1]))
+        hidden = self.tokens(rows) + self.places(torch.arange(rows.shape[1], device=rows.device))
         return self.norm(self.blocks(hidden)) @ self.tokens.weight.T
 
 
@@ -163,8 +163,8 @@ RECIPES = {
 
 
 @functools.cache
-def trained(name: str) -> list[Problem]:
-    """The model at its two moments; a few seconds once."""
+def trained(name: str, num_moments: int = 2) -> list[Problem]:
+    """The model at its two moments, or at the first one alone; a few seconds once."""
     recipe = RECIPES[name]
     torch.manual_seed(0)
     module, data = recipe.make(), recipe.data()
@@ -172,7 +172,7 @@ def trained(name: str) -> list[Problem]:
     order = torch.Generator().manual_seed(0)
     reference = draw_reference(torch.utils.data.TensorDataset(*data), NUM_SAMPLES)
     found = []
-    for step in range(1, recipe.steps[-1] + 1):
+    for step in range(1, recipe.steps[num_moments - 1] + 1):
         rows = torch.randint(len(data[0]), (64,), generator=order)
         recipe.loss_fn(module, [leaf[rows] for leaf in data]).mean().backward()
         optimizer.step()

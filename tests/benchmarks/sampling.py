@@ -1,15 +1,17 @@
-"""What sampling costs beside the bare forward and backward passes it cannot do without."""
+"""What sampling costs beside the bare forward and backward passes it cannot do without, on a CPU or a GPU."""
 
 from __future__ import annotations
 
-import functools
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from slt_callbacks import SGLD, Estimator, SamplerConfig
 from slt_callbacks.data.drawing import draw_reference
@@ -19,17 +21,23 @@ from slt_callbacks.sampling.curvature import largest_curvature
 from slt_callbacks.sampling.engine import Engine
 from slt_callbacks.sampling.posterior import LocalPosterior
 from slt_callbacks.sampling.sequential import SequentialEngine
-from slt_callbacks.sampling.vectorized import VectorizedEngine, chain_gradients
+from slt_callbacks.sampling.vectorized import Program, VectorizedEngine, chain_gradients
 from slt_callbacks.weights.fork import Fork
 from tests.benchmarks.memory import NUM_CHAINS
-from tests.benchmarks.models import Transformer, perceptron, square_losses, token_losses, token_rows
+from tests.benchmarks.models import TokenLosses, Transformer, perceptron, square_losses, token_losses, token_rows
 from tests.benchmarks.rows import Row, at_most, interleaved, seconds
 
 _BATCH = 16
+_WIDE = LocalPosterior(nbeta=10.0, localization=100.0)
 
 
-def rows() -> list[Row]:
-    return [chain_step(), *vectorized(), *fixed_cost(), *memory()]
+def rows(device: str = "cpu") -> Iterator[Row]:
+    yield chain_step(device)
+    yield from vectorized(device)
+    if device != "cpu":
+        yield from transformer_at_once(device)
+    yield from fixed_cost(device)
+    yield from memory(device)
 
 
 def bare_steps(module: nn.Module, batch: torch.Tensor, num_steps: int) -> None:
@@ -40,9 +48,9 @@ def bare_steps(module: nn.Module, batch: torch.Tensor, num_steps: int) -> None:
             parameter.grad = None
 
 
-def chain_step(num_steps: int = 5, repeats: int = 40) -> Row:
+def chain_step(device: str, num_steps: int = 5, repeats: int = 40) -> Row:
     torch.manual_seed(0)
-    module, batch = Transformer(), token_rows(_BATCH)
+    module, batch = Transformer().to(device), token_rows(_BATCH).to(device)
     config = SamplerConfig(SGLD(1e-4), num_chains=1, batch_size=None)
     objective = Objective(Fork(module), token_losses, draw_reference([batch]))
     objective.measure_fork()
@@ -59,38 +67,97 @@ def chain_step(num_steps: int = 5, repeats: int = 40) -> Row:
     return at_most("chain step / bare forward+backward", ratio, 1.10, "x", note)
 
 
-def vectorized(num_chains: int = 16, num_steps: int = 20, repeats: int = 15) -> list[Row]:
-    """All chains at once against one by one: as it stands, and compiled once for a run."""
+def vectorized(device: str) -> Iterator[Row]:
+    """All chains of a small network at once against one by one: as it stands, and compiled once for a run."""
     torch.manual_seed(0)
-    module, batch = perceptron(64, 96, 24, 10), torch.randn(32, 64)
-    config = SamplerConfig(SGLD(1e-4), num_chains=num_chains, batch_size=None)
+    module, batch = perceptron(64, 96, 24, 10).to(device), torch.randn(32, 64)
     objective = Objective(Fork(module), square_losses, draw_reference([batch]))
-    objective.measure_fork()
-    posterior = LocalPosterior(nbeta=10.0, localization=100.0)
-    sequential = SequentialEngine(objective, config.dynamics, posterior)
+    race = Race(objective, 16, "9k parameters, B 32, 16 chains")
+    for name, bound, program in (("", 0.5, None), (", compiled", 0.3, torch.compile(chain_gradients))):
+        yield race.row(f"vectorized{name} / sequential chain step", bound, program)
 
-    def run(engine: Engine) -> None:
-        for group in engine.groups(make_chains(config, objective.fork.device, seed=0, step=0)):
-            for _ in engine.advance(group, range(num_steps), keep=False):
+
+def transformer_at_once(device: str, num_chains: int = 8) -> Iterator[Row]:
+    """Chains of the transformer at once, against one by one and against their bare batched passes."""
+    torch.manual_seed(0)
+    module, batch = Transformer().to(device), token_rows(_BATCH)
+    objective = Objective(Fork(module), token_losses, draw_reference([batch]))
+    race = Race(objective, num_chains, f"137k-parameter transformer, B {_BATCH}, {num_chains} chains")
+    passes = bare_batched(module, batch.to(device), num_chains)
+    for name, form in (("", lambda function: function), (", compiled", torch.compile)):
+        program = form(chain_gradients)
+        yield race.row(f"{num_chains} chains at once{name} / one by one", 0.2, program)
+        yield race.bare_row(f"{num_chains} chains at once{name} / bare batched passes", 1.15, program, form(passes))
+
+
+@dataclass(frozen=True)
+class Race:
+    """All chains of one objective at once against other ways of taking the same steps, in turn.
+
+    Attributes:
+        objective: The losses.
+        num_chains: Of them.
+        about: For the notes.
+        num_steps: In a lap.
+        repeats: Laps.
+    """
+
+    objective: Objective
+    num_chains: int
+    about: str
+    num_steps: int = 20
+    repeats: int = 15
+
+    def row(self, name: str, bound: float, program: Program | None) -> Row:
+        """Against one by one."""
+        compiling, engine = self._at_once(program)
+        sequential = SequentialEngine(self.objective, engine.dynamics, _WIDE)
+        one, many, ratio = interleaved(lambda: self._run(sequential), lambda: self._run(engine), self.repeats)
+        steps = self.num_chains * self.num_steps
+        note = f"{1e6 * many / steps:.0f} us against {1e6 * one / steps:.0f} us a chain step, {self.about}"
+        if "compiled" in name:
+            note += f"; compiling took {compiling:.0f} s"
+        return at_most(name, ratio, bound, "x", note)
+
+    def bare_row(self, name: str, bound: float, program: Program | None, passes: Callable[[], object]) -> Row:
+        """Against forward and backward passes of all chains in one program, and nothing else."""
+        _, engine = self._at_once(program)
+        bare, ours, ratio = interleaved(
+            lambda: [passes() for _ in range(self.num_steps)], lambda: self._run(engine), self.repeats
+        )
+        note = f"{1e3 * ours / self.num_steps:.2f} ms against {1e3 * bare / self.num_steps:.2f} ms, {self.about}"
+        return at_most(name, ratio, bound, "x", note)
+
+    def _at_once(self, program: Program | None) -> tuple[float, VectorizedEngine]:
+        self.objective.measure_fork()
+        engine = VectorizedEngine(self.objective, SGLD(1e-4), _WIDE, program)
+        taken = seconds(lambda: engine.try_step(self.num_chains))
+        return taken, engine
+
+    def _run(self, engine: Engine) -> None:
+        config = SamplerConfig(SGLD(1e-4), num_chains=self.num_chains, batch_size=None)
+        for group in engine.groups(make_chains(config, self.objective.fork.device, seed=0, step=0)):
+            for _ in engine.advance(group, range(self.num_steps), keep=False):
                 pass
 
-    rows, steps = [], num_chains * num_steps
-    about = "9k parameters, B 32, 16 chains"
-    for name, bound, program in (("", 0.5, None), (", compiled", 0.3, torch.compile(chain_gradients))):
-        engine = VectorizedEngine(objective, config.dynamics, posterior, program)
-        compiling = seconds(lambda engine=engine: engine.try_step(num_chains))  # type: ignore[misc]
-        one, many, ratio = interleaved(functools.partial(run, sequential), functools.partial(run, engine), repeats)
-        note = f"{1e6 * many / steps:.0f} us against {1e6 * one / steps:.0f} us a chain step, {about}"
-        if program:
-            note += f"; compiling took {compiling:.0f} s"
-        rows.append(at_most(f"vectorized{name} / sequential chain step", ratio, bound, "x", note))
-    return rows
+
+def bare_batched(module: nn.Module, batch: torch.Tensor, num_chains: int) -> Callable[[], object]:
+    """Gradients of the token losses at as many positions at once, and nothing else."""
+    holder = TokenLosses(module)
+    stacked = {name: p.detach().expand(num_chains, *p.shape).clone() for name, p in holder.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = functional_call(holder, parameters, (batch,))
+        return found.mean()
+
+    gradients = vmap(grad(loss), in_dims=(0, None))
+    return lambda: gradients(stacked, batch)
 
 
-def fixed_cost(repeats: int = 30) -> list[Row]:
+def fixed_cost(device: str, repeats: int = 30) -> list[Row]:
     """A whole measurement of one draw a chain, less its search for the stiffest direction and its four SGLD steps."""
     torch.manual_seed(0)
-    module, batch = perceptron(64, 640, 768, 640, 64), torch.randn(2, 64)
+    module, batch = perceptron(64, 640, 768, 640, 64).to(device), torch.randn(2, 64)
     config = SamplerConfig(SGLD(1e-5), num_draws=1, num_burnin_steps=0, batch_size=None)
     estimator = Estimator(draw_reference([batch]), square_losses, None, config)
     objective = Objective(Fork(module), square_losses, draw_reference([batch]))
@@ -98,7 +165,7 @@ def fixed_cost(repeats: int = 30) -> list[Row]:
     posterior = LocalPosterior(nbeta=1.0, localization=100.0)
     engine = SequentialEngine(objective, config.dynamics, posterior)
     chains = make_chains(config, objective.fork.device, seed=0, step=0)
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator(device).manual_seed(0)
 
     def search() -> None:
         largest_curvature(objective, posterior, noise)
@@ -120,12 +187,12 @@ def fixed_cost(repeats: int = 30) -> list[Row]:
     ]
 
 
-def memory() -> list[Row]:
-    """Peak resident memory that measuring adds, each kind in a process of its own, over that of the parameters."""
+def memory(device: str) -> list[Row]:
+    """Peak memory that measuring adds, each kind in a process of its own, over that of the parameters."""
     rows = []
     kinds = (("sequential", "cold", 3.0), ("sequential", "persistent", None), ("vectorized", "cold", None))
     for engine, chains, bound in kinds:
-        command = [sys.executable, "-m", "tests.benchmarks.memory", engine, chains]
+        command = [sys.executable, "-m", "tests.benchmarks.memory", engine, chains, device]
         # At once back to the system: what glibc keeps of freed tensors differs from run to run, by a whole model.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
         printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,7 @@ def trajectory() -> TrajectoryPCA:
 DIVERGES = SamplerConfig(SGLD(1e6), num_chains=2, num_draws=4, num_burnin_steps=2)
 PRECONDITIONED = SamplerConfig(RMSPropSGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=4)
 VECTORIZED = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, engine="vectorized")
+COMPILED = replace(VECTORIZED, compile=True)
 LONG = SamplerConfig(num_chains=2, num_draws=20, num_burnin_steps=90)  # long enough for the engines to race
 
 CASES: dict[str, Case] = {
@@ -424,6 +426,9 @@ CASES: dict[str, Case] = {
     "the training step of the module": Case(module=RandomDropoutLoss, loss_fn=None),
     "RMSPropSGLD on minibatches": Case(monitor={"sampler": PRECONDITIONED}),
     "vectorized chains": Case(monitor={"sampler": VECTORIZED}),
+    "vectorized chains, compiled": Case(
+        monitor={"sampler": COMPILED}, needs_gpu="a C++ compiler takes half a minute over it"
+    ),
     "a race between the engines": Case(monitor={"sampler": LONG}),
     "cold chains": Case(monitor={"persistent_chains": False}),
     "refinements, and a susceptibility to them": Case(monitor=refined()),

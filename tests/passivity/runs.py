@@ -195,10 +195,13 @@ def run(case: Case, with_monitor: bool, folder: Path, accelerator: str = "cpu") 
         torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if case.prepare is not None:
-            case.prepare(trainer, module, loader)
-        with contextlib.suppress(SystemExit):  # what Lightning makes of a KeyboardInterrupt
-            trainer.fit(module, loader, validation)
+        try:
+            if case.prepare is not None:
+                case.prepare(trainer, module, loader)
+            with contextlib.suppress(SystemExit):  # what Lightning makes of a KeyboardInterrupt
+                trainer.fit(module, loader, validation)
+        finally:
+            torch.use_deterministic_algorithms(False)  # a Trainer leaves the process so
     found = facts(trainer, module, watcher)
     kept = records(logger) if isinstance(logger, WandbLogger) else []
     return Run(
