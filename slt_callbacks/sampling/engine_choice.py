@@ -45,8 +45,9 @@ class EngineChoice:
     def __init__(self, config: SamplerConfig) -> None:
         self.name: str = config.engine
         self._config = config
-        # Its module is an argument, and torch.compile keeps what it compiled for it: forks of one module share it.
-        self._program = torch.compile(chain_gradients) if config.compile else chain_gradients
+        # Its module is an argument, and torch.compile keeps what it compiled for it: forks of one module share it. A
+        # program for each shape: with sizes left open, some gradients within vmap (BatchNorm's) cannot be compiled.
+        self._program = torch.compile(chain_gradients, dynamic=False) if config.compile else chain_gradients
 
     def engine(
         self,

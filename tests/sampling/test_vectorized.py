@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from slt_callbacks import LLC, SGHMC, SGLD, SGNHT, Estimator, LeimkuhlerMatthews, RMSPropSGLD, SamplerConfig, estimate
 from slt_callbacks.data.drawing import draw_reference
@@ -154,6 +155,85 @@ def test_a_module_that_cannot_be_batched_runs_one_by_one_and_says_why(caplog: py
     assert "data-dependent" in messages[0]
 
 
+class Checkpointed(nn.Module):
+    """Computes a layer once more in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = checkpoint(lambda z: torch.tanh(self.first(z)), x, use_reentrant=False)
+        return self.second(hidden)[:, 0]
+
+
+class Penalized(nn.Module):
+    """Its output has a gradient in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        out = self.net(x)[:, 0]
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return out + slope.square().sum(1)
+
+
+class Tripled(torch.autograd.Function):
+    """A gradient of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return 3 * grad * ctx.saved_tensors[0]
+
+
+class OwnGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Tripled.apply(self.net(x))[:, 0]
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, Penalized, OwnGradient])
+@pytest.mark.parametrize("sizes", [{}, {"batch_size": 4}])
+def test_modules_that_do_something_to_their_gradient_draw_the_same_or_go_one_by_one(
+    kind: Any, sizes: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    module = kind()
+    traces = [
+        estimate(module, batches(), losses, sampler=dataclasses.replace(CONFIG, engine=engine, **sizes))
+        for engine in ("sequential", "vectorized")
+    ]
+    torch.testing.assert_close(*(one["llc"]["loss_trace"] for one in traces), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"batch_size": 4}])
+def test_a_loss_sees_which_parameters_move(sizes: dict[str, int]) -> None:
+    """Weight decay of what can be trained, written into the loss."""
+
+    def decayed(module: Any, batch: Any) -> torch.Tensor:
+        decay = sum(p.square().sum() for p in module.parameters() if p.requires_grad)
+        return losses(module, batch) + decay
+
+    one_by_one, at_once = both(dataclasses.replace(CONFIG, **sizes), loss_fn=decayed)
+    torch.testing.assert_close(at_once["llc"]["loss_trace"], one_by_one["llc"]["loss_trace"], rtol=1e-4, atol=1e-5)
+
+
 class TestCompiledStep:
     CONFIG = dataclasses.replace(CONFIG, engine="vectorized", compile=True)
 
@@ -179,10 +259,23 @@ class TestCompiledStep:
         torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5)
         assert graphs[2] < graphs[3] == graphs[4] == graphs[5]
 
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("captures_alone")
+    def test_another_number_of_weights_is_compiled_as_well(self, caplog: pytest.LogCaptureFixture) -> None:
+        """As a refinement has: torch.compile would leave it open, and BatchNorm's gradient needs to know it."""
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        config = dataclasses.replace(self.CONFIG, num_draws=2, num_burnin_steps=0)
+        with caplog.at_level(logging.INFO, logger="slt_callbacks"):
+            for width in (3, 5):
+                net = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width))
+                estimate(net, [torch.ones(6, 4)], lambda module, batch: module(batch).square().mean(1), sampler=config)
+        assert not [record.message for record in caplog.records if "compiled" in record.message]
+
     def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def compile_nothing(function: Any) -> Any:
+        def compile_nothing(function: Any, **options: Any) -> Any:
             def refuse(*arguments: Any) -> Any:
                 raise RuntimeError("no compiler here\nand a long story")
 
