@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from tests.benchmarks.models import TokenLosses, Transformer, perceptron, square
 from tests.benchmarks.rows import Row, at_most, interleaved, seconds
 
 _BATCH = 16
+_compile = functools.partial(torch.compile, dynamic=False)  # as the package does
 _WIDE = LocalPosterior(nbeta=10.0, localization=100.0)
 
 
@@ -73,7 +75,7 @@ def vectorized(device: str) -> Iterator[Row]:
     module, batch = perceptron(64, 96, 24, 10).to(device), torch.randn(32, 64)
     objective = Objective(Fork(module), square_losses, draw_reference([batch]))
     race = Race(objective, 16, "9k parameters, B 32, 16 chains")
-    for name, bound, program in (("", 0.5, None), (", compiled", 0.3, torch.compile(chain_gradients))):
+    for name, bound, program in (("", 0.5, None), (", compiled", 0.3, _compile(chain_gradients))):
         yield race.row(f"vectorized{name} / sequential chain step", bound, program)
 
 
@@ -84,7 +86,7 @@ def transformer_at_once(device: str, num_chains: int = 8) -> Iterator[Row]:
     objective = Objective(Fork(module), token_losses, draw_reference([batch]))
     race = Race(objective, num_chains, f"137k-parameter transformer, B {_BATCH}, {num_chains} chains")
     passes = bare_batched(module, batch.to(device), num_chains)
-    for name, form in (("", lambda function: function), (", compiled", torch.compile)):
+    for name, form in (("", lambda function: function), (", compiled", _compile)):
         program = form(chain_gradients)
         yield race.row(f"{num_chains} chains at once{name} / one by one", 0.2, program)
         yield race.bare_row(f"{num_chains} chains at once{name} / bare batched passes", 1.15, program, form(passes))
