@@ -39,6 +39,7 @@ def rows(device: str = "cpu") -> Iterator[Row]:
     if device != "cpu":
         yield from transformer_at_once(device)
     yield from fixed_cost(device)
+    yield fixed_share(device)
     yield from memory(device)
 
 
@@ -187,6 +188,29 @@ def fixed_cost(device: str, repeats: int = 30) -> list[Row]:
         at_most("fixed cost of a measurement", 1e3 * fixed, 20.0, "ms", note),
         Row("search for the stiffest direction / SGLD step", 4 * searching / stepping, "x", note=search_note),
     ]
+
+
+def fixed_share(device: str, repeats: int = 3) -> Row:
+    """Of a later default measurement, what its steps do not take: the fork, losses at w*, the look at a chain.
+
+    Its steps cost what the steps cost by which one with three times the draws is longer.
+    """
+    torch.manual_seed(0)
+    module, reference = Transformer().to(device), draw_reference([token_rows(256)])
+    configs = (SamplerConfig(), SamplerConfig(num_draws=3 * SamplerConfig().num_draws))
+    usual, longer = (Estimator(reference, token_losses, config=config, persistent=True) for config in configs)
+    for estimator in (usual, longer):
+        estimator.measure(module, 0)
+    rounds = [[one.measure(module, step)["cost"] for one in (usual, longer)] for step in range(1, 1 + repeats)]
+    per_step = statistics.median(
+        (more["seconds"] - cost["seconds"]) / (more["sgld_steps"] - cost["sgld_steps"]) for cost, more in rounds
+    )
+    shares = [1 - cost["sgld_steps"] * per_step / cost["seconds"] for cost, _ in rounds]
+    cost = rounds[-1][0]
+    note = (
+        f"137k-parameter transformer: {cost['seconds']:.2f} s for {cost['sgld_steps']} steps of {1e3 * per_step:.2f} ms"
+    )
+    return at_most("fixed parts of a default measurement", 100 * statistics.median(shares), 20.0, "%", note)
 
 
 def memory(device: str) -> list[Row]:
