@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from slt_callbacks.detection.jumps import JumpDetector, JumpEvent
     from slt_callbacks.detection.records import Stage, StageEvent
     from slt_callbacks.detection.stages import StageDetector
+    from slt_callbacks.executors.process import ProcessExecutor
+    from slt_callbacks.executors.ray import RayExecutor
     from slt_callbacks.figures.calibration import calibration_figure
     from slt_callbacks.figures.free_energy import free_energy_figure
     from slt_callbacks.figures.refinements import refinement_figure
@@ -89,6 +91,8 @@ __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
     "Calibration",
     "CalibrationPoint",
     "calibrate",
+    "ProcessExecutor",
+    "RayExecutor",
     "stage_figure",
     "refinement_figure",
     "free_energy_figure",
@@ -136,6 +140,8 @@ _HOMES = {
     "losses.behavioral": ("behavioral",),
     "measuring.estimate": ("estimate",),
     "measuring.calibrate": ("Calibration", "CalibrationPoint", "calibrate"),
+    "executors.process": ("ProcessExecutor",),
+    "executors.ray": ("RayExecutor",),
     "figures.stages": ("stage_figure",),
     "figures.refinements": ("refinement_figure",),
     "figures.free_energy": ("free_energy_figure",),

@@ -37,6 +37,7 @@ FLOORS: list[set[str]] = [
 THIRD_PARTY = {
     "stats": {"scipy", "arviz_stats", "torchmetrics"},
     "observables": {"scipy", "torchmetrics"},
+    "executors": {"ray"},
     "figures": {"PIL", "matplotlib", "jinja2", "markupsafe"},
     "sinks": {"wandb", "wandb_workspaces", "PIL"},
     "replay": {"tqdm", "jsonargparse"},

@@ -15,8 +15,8 @@ from slt_callbacks.callbacks.forecast import Forecast
 from slt_callbacks.callbacks.loaders import planned_steps
 from slt_callbacks.callbacks.prospect import Prospect
 from slt_callbacks.callbacks.schedule import Trigger
-from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.sampling.config import SamplerConfig
 
 
 class Account:
@@ -77,8 +77,25 @@ class Account:
         told = {"overhead": self.budget.overhead, "skipped": self.budget.skipped, "failed": num_failed}
         return replace(measurement, results={**measurement.results, "cost": {**cost, **told}})
 
-    def tell(self, trainer: pl.Trainer, trigger: Trigger, estimator: Estimator, measurement: Measurement) -> None:
-        """Once, as soon as there is a measurement and some training to compare it with: what the settings cost."""
+    def tell(
+        self,
+        trainer: pl.Trainer,
+        trigger: Trigger,
+        config: SamplerConfig,
+        outlook: tuple[int, int],
+        num_shares: int,
+        measurement: Measurement,
+    ) -> None:
+        """Once, as soon as there is a measurement and some training to compare it with: what the settings cost.
+
+        Args:
+            trainer: At some step.
+            trigger: When measurements are due.
+            config: The settings.
+            outlook: Gradient steps of the next measurement in a process, and memory of the chains that wait for it.
+            num_shares: Processes that take a part of the chains each.
+            measurement: The first that has succeeded.
+        """
         if self._told or measurement.failed or trainer.global_step == 0 or is_fast_dev_run(trainer):
             return
         self._told = True
@@ -87,13 +104,13 @@ class Account:
         forecast = Forecast(
             seconds=measurement["cost"]["seconds"],
             sgld_steps=measurement["cost"]["sgld_steps"],
-            next_steps=estimator.expected_steps * estimator.num_shares,
+            next_steps=outlook[0] * num_shares,
             seconds_per_step=seconds_per_step,
             every_n_steps=trigger.steps_between(steps, trainer.current_epoch, seconds_per_step),
-            stored_bytes=estimator.stored_bytes,
-            in_checkpoints=self._in_checkpoints and estimator.num_shares == trainer.world_size,
+            stored_bytes=outlook[1],
+            in_checkpoints=self._in_checkpoints and num_shares == trainer.world_size,
         )
-        rank_zero_info(forecast.line(estimator.config, self.budget.max_overhead))
+        rank_zero_info(forecast.line(config, self.budget.max_overhead))
 
     def _run_seconds(self, trainer: pl.Trainer) -> float:
         """Duration of the whole fit without measuring, as its steps have gone; 0 where that is not known."""

@@ -16,8 +16,15 @@ _REFRESH_SECONDS = 0.1  # drawing a Rich bar takes milliseconds: as long as an S
 
 
 @contextmanager
-def measurement_progress(trainer: pl.Trainer, total: int) -> Iterator[Callable[[int], None]]:
+def measurement_progress(
+    trainer: pl.Trainer, total: int, description: str = _DESCRIPTION
+) -> Iterator[Callable[[int], None]]:
     """Show a measurement of `total` SGLD steps in the trainer's Rich or TQDM bar, and take the line away at the end.
+
+    Args:
+        trainer: Whose bar it is.
+        total: Steps, or whatever else is counted.
+        description: In front of the bar.
 
     Yields:
         A function to be told how many steps were just taken. Without a bar, or on another rank than 0, it does nothing.
@@ -25,7 +32,7 @@ def measurement_progress(trainer: pl.Trainer, total: int) -> Iterator[Callable[[
     bar = trainer.progress_bar_callback
     if isinstance(bar, RichProgressBar) and bar.progress is not None and bar.is_enabled:
         progress = bar.progress
-        task = bar._add_task(total, _DESCRIPTION)
+        task = bar._add_task(total, description)
         last = 0.0
 
         def advance(steps: int) -> None:
@@ -42,7 +49,7 @@ def measurement_progress(trainer: pl.Trainer, total: int) -> Iterator[Callable[[
             bar.refresh()
     elif isinstance(bar, TQDMProgressBar) and not bar.is_disabled:
         position = 2 * bar.process_position + 1
-        with Tqdm(desc=_DESCRIPTION, total=total, position=position, leave=False, file=sys.stdout) as line:
+        with Tqdm(desc=description, total=total, position=position, leave=False, file=sys.stdout) as line:
             yield lambda steps: line.update(steps) and None
     else:
         yield lambda steps: None

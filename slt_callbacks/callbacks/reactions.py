@@ -63,6 +63,8 @@ class Alert:
         if described is None or not trainer.is_global_zero:
             return
         title, text = described
+        if isinstance(event, (JumpEvent, FailureEvent)) and trainer.global_step > event.step:
+            text += f" (told at step {trainer.global_step}: it was measured beside training)"
         sent = False
         try:
             sent = send_alert(trainer.loggers, title, text, _news(event, trainer.global_step))

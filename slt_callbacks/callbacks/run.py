@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -18,12 +18,10 @@ from slt_callbacks.callbacks.account import Account
 from slt_callbacks.callbacks.arguments import Asked, is_fast_dev_run
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.compared import read_metrics, tell_unseen
-from slt_callbacks.callbacks.information import shown_by_lightning
 from slt_callbacks.callbacks.outbox import Outbox
-from slt_callbacks.callbacks.progress import measurement_progress
+from slt_callbacks.callbacks.place import Place
 from slt_callbacks.callbacks.samples import Samples
 from slt_callbacks.callbacks.trial import Trial
-from slt_callbacks.executors.inline import InlineExecutor
 from slt_callbacks.observables.media import Media
 from slt_callbacks.recording.guard import Guard
 from slt_callbacks.recording.history import remembered
@@ -31,11 +29,11 @@ from slt_callbacks.sinks.defaults import default_sinks
 from slt_callbacks.weights.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from slt_callbacks.executors.base import Executor
     from slt_callbacks.measuring.estimator import Estimator
     from slt_callbacks.measuring.measurement import Measurement
     from slt_callbacks.sinks.base import Publication, Sink
 
+_T = TypeVar("_T")
 _WITHOUT = "Checkpoints go without the {}, because a `state_dict`"
 
 
@@ -65,7 +63,7 @@ class Run:
         self.outbox = Outbox(asked.refinements.names({*asked.observables, "health", "cost"}), self._notices)
         self.begun: list[int] | None = None
         self._resumed: dict[str, Any] = {}  # a checkpoint's state, until there is an estimator to go on with it
-        self._executor: Executor | None = None
+        self._place = Place(asked.executor, self._guard)
         self._submitted: dict[int, _Submitted] = {}  # what is being measured, by training step
         self._last_step: int | None = None  # of the last measurement in this process
 
@@ -86,9 +84,10 @@ class Run:
             return
         self._trial.prepare(estimator, trainer)
         sound = begun or self._trial.check(estimator, pl_module)
+        if not self._trial.check_elsewhere(self._place, estimator, pl_module, begun, sound):
+            return
         self._account.expect(self._trial.look_ahead(estimator, trainer, pl_module, self.trigger, sound))
-        executor = self._asked.executor or InlineExecutor(lambda _, total: measurement_progress(trainer, total))
-        self._executor = executor if self._guard(executor, "open", estimator) else None
+        self._place.open(trainer, estimator)
         if trainer.is_global_zero:
             sinks = _sinks_of(trainer) if self._asked.told.sinks is None else self._asked.told.sinks
             self.story.open(sinks, trainer.loggers, self._told(estimator))
@@ -96,6 +95,9 @@ class Run:
     def start(self, trainer: pl.Trainer) -> None:
         """Training begins, or goes on: the clock runs, and Lightning hears of what was measured before."""
         self._account.start(trainer.global_step)
+        if self.begun is not None and self.begun[0] != trainer.global_step:
+            self.begun = None  # the weights of then are gone
+            self._account.budget.skipped += 1
         last = next((one for one in reversed(self.story.everything) if not one.failed), None)
         self.outbox.start({} if last is None else last.logged())
 
@@ -108,15 +110,15 @@ class Run:
             log_step: Step under which Lightning logs the training metrics of the same batch.
             on_step: As Lightning's ``log`` takes it; None where Lightning cannot be told yet.
         """
-        estimator, executor = self.samples.estimator, self._executor
-        if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or executor is None or estimator is None:
+        estimator = self.samples.estimator
+        if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or estimator is None:
             return
         step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected_steps
         self.begun = [step, log_step]
         asked = partial(read_metrics, trainer, self._asked.told.also_compare)
-        with self._guard.world(step), shown_by_lightning():
+        with self._guard.world(step):
             metrics: dict[str, float] = self._guard.ask(asked, {}, "`trainer.callback_metrics`")
-            taken = self._guard(executor, "submit", Snapshot(step, pl_module))
+            taken = self._place.submit(Snapshot(step, pl_module))
         blocked = time.perf_counter() - start
         self._account.budget.add(blocked)
         self._last_step = step
@@ -128,20 +130,21 @@ class Run:
 
     def receive(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool | None) -> None:
         """Record what has been finished since, at the step of its fork."""
-        if self._submitted and self._executor is not None:
-            self._record_all(self._asked_for(self._executor.poll), trainer, pl_module, on_step)
+        if self._submitted:
+            self._record_all(self._timed(self._place.poll), trainer, pl_module, on_step)
         if not self._submitted:
             self.begun = None
 
     def finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, wait: bool) -> None:
         """Training has ended: the rest is recorded, waited for or not, and the whole story told."""
-        if self._submitted and self._executor is not None:
-            rest = self._executor.drain if wait else self._executor.poll
-            self._record_all(self._asked_for(rest), trainer, pl_module, on_step=None)
+        if self._submitted:
+            rest = self._place.rest(trainer) if wait else iter([self._place.poll()])
+            while (found := self._timed(partial(next, rest, None))) is not None:
+                self._record_all(found, trainer, pl_module, on_step=None)
         estimator = self.samples.estimator
         if wait and estimator is not None:  # what was lost on the way has failed, and is said to have
             with self._guard.world(trainer.global_step):
-                lost = [estimator.failed(step, "it was never given back") for step in sorted(self._submitted)]
+                lost = [estimator.failed(step, self._place.why_lost) for step in sorted(self._submitted)]
             self._record_all(lost, trainer, pl_module, on_step=None)
             self.begun = None
         tell_unseen(self._asked.told.also_compare, self.story.everything, self._notices)
@@ -149,10 +152,8 @@ class Run:
 
     def close(self) -> None:
         """End the executor and the sinks."""
-        executor, self._executor = self._executor, None
         self._submitted = {}
-        if executor is not None:
-            self._guard(executor, "close")
+        self._place.close()
         self.story.close()
 
     def state_dict(self, version: int) -> dict[str, Any]:
@@ -167,7 +168,9 @@ class Run:
             # of what is being measured elsewhere a resumed run can make the newest again, and no other
             "skipped": self._account.budget.skipped + max(len(self._submitted) - 1, 0),
             "begun": self.begun,
-            "estimator": self._guard.ask(partial(estimator.state_dict, chains), None, _WITHOUT.format("chains")),
+            "estimator": self._guard.ask(
+                partial(self._place.state_dict, estimator, chains), None, _WITHOUT.format("chains")
+            ),
             "watch": self._guard.ask(
                 self.story.state_dict, self._asked.unused_detectors, _WITHOUT.format("events and the detectors")
             ),
@@ -195,7 +198,12 @@ class Run:
         """Whether a due measurement takes place; one that the budget forbids is counted."""
         estimator = self.samples.estimator
         again = self._last_step is not None and (self._last_step == trainer.global_step or is_fast_dev_run(trainer))
-        return estimator is not None and not again and self._account.allows(estimator.expected_steps, trainer)
+        if estimator is None or again or not self._place.is_open:
+            return False
+        if not self._place.takes(waits=self._account.budget.max_overhead is None):
+            self._account.budget.skipped += 1
+            return False
+        return self._account.allows(estimator.expected_steps, trainer)
 
     def _record_all(
         self,
@@ -216,14 +224,15 @@ class Run:
                 publication = self.story.record(made, submitted.log_step)
                 self._tell(publication, trainer, pl_module, on_step)
                 self._account.budget.add(time.perf_counter() - start)
-            if self.samples.estimator is not None:
-                self._account.tell(trainer, self.trigger, self.samples.estimator, made)
+            estimator = self.samples.estimator
+            if estimator is not None:
+                outlook = self._place.outlook(estimator)
+                self._account.tell(trainer, self.trigger, estimator.config, outlook, estimator.num_shares, made)
 
-    def _asked_for(self, question: Callable[[], list[Measurement]]) -> list[Measurement]:
-        """What the executor gives back, and the time that it takes over it."""
+    def _timed(self, question: Callable[[], _T]) -> _T:
+        """What the executor gives back; the time that it takes over it is paid for."""
         start = time.perf_counter()
-        nothing: list[Measurement] = []
-        given = self._guard.ask(question, nothing)
+        given = question()
         self._account.budget.add(time.perf_counter() - start)
         return given
 
@@ -255,7 +264,7 @@ class Run:
         return {
             **estimator.settings.told(),
             "observables": sorted(self._asked.observables),
-            "persistent_chains": self._asked.between.persistent_chains,
+            "persistent_chains": self._asked.between.persistent_chains and not self._place.stands_alone,
             "max_overhead": self._account.budget.max_overhead,
             "detectors": self.story.detectors,
             **({"refinements": refined} if (refined := estimator.refinements.told()) else {}),

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.nn.parameter import is_lazy
 
-from slt_callbacks.basics.errors import LossFnError, RankFailedError, is_loss_fn_error
+from slt_callbacks.basics.errors import LossFnError, RankFailedError, is_loss_fn_error, is_out_of_memory
 from slt_callbacks.basics.notices import Notices
+from slt_callbacks.basics.rng import isolated_rng
 from slt_callbacks.callbacks.arguments import Asked, is_fast_dev_run
 from slt_callbacks.callbacks.information import shown_by_lightning
 from slt_callbacks.callbacks.loaders import batch_size_of, planned_steps, steps_of_an_epoch
 from slt_callbacks.callbacks.prospect import Plan, Prospect, Weights
-from slt_callbacks.callbacks.schedule import Trigger
 from slt_callbacks.losses.functions import name_of_loss
-from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.overview import overview
-from slt_callbacks.measuring.timed_pass import TimedPass
+
+if TYPE_CHECKING:
+    from slt_callbacks.callbacks.place import Place
+    from slt_callbacks.callbacks.schedule import Trigger
+    from slt_callbacks.measuring.estimator import Estimator
+    from slt_callbacks.measuring.timed_pass import TimedPass
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +65,40 @@ class Trial:
                 raise MisconfigurationException(f"SLTMonitor: {error}") from error
             self._notices.once(f"Every measurement will fail until this is mended: {error}")
             return False
+        return True
+
+    def check_elsewhere(
+        self, place: Place, estimator: Estimator, pl_module: pl.LightningModule, begun: bool, sound: bool
+    ) -> bool:
+        """Try the loss on the module as another process will see it, where that is where it is measured.
+
+        Args:
+            place: Where.
+            estimator: What measures.
+            pl_module: The live module.
+            begun: Whether training has begun: a mistake costs measurements then, and no longer the run.
+            sound: Whether the loss can be asked.
+
+        Returns:
+            Whether it can be measured there at all.
+
+        Raises:
+            MisconfigurationException: As `check`.
+        """
+        try:
+            with isolated_rng(self._asked.seed):
+                there = place.rehearsed(estimator, pl_module)
+                if there is not None and sound and not begun:
+                    self.check(estimator, there)
+        except TypeError as error:
+            if not begun:
+                raise MisconfigurationException(f"SLTMonitor: {error}") from error
+            self._notices.once(f"Nothing is measured in this fit. {error}")
+            return False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.debug("There was no memory to try the loss on a second copy of the module: %s", error)
         return True
 
     def look_ahead(

@@ -13,7 +13,7 @@ from slt_callbacks.data.batches import Batch
 from slt_callbacks.losses.functions import overrides
 
 # In Lightning's order.
-_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class Transfers:
@@ -42,8 +42,8 @@ class Transfers:
     def __init__(self, live: nn.Module, device: torch.device) -> None:
         data = getattr(getattr(live, "_trainer", None), "datamodule", None)
         self._device = device
-        self._of_data = {} if data is None else {name: data for name in _HOOKS if overrides(type(data), name)}
-        self.names = [name for name in _HOOKS if name in self._of_data or overrides(type(live), name)]
+        self._of_data = {} if data is None else {name: data for name in HOOKS if overrides(type(data), name)}
+        self.names = [name for name in HOOKS if name in self._of_data or overrides(type(live), name)]
 
     def __call__(self, module: nn.Module, batch: Batch) -> Batch:
         """A batch, which may be written into, as `module`, a fork or its twin, is trained on it."""

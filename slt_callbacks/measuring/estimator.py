@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from torch import nn
 
@@ -153,6 +154,23 @@ class Estimator:
     def stored_bytes(self) -> int:
         """Memory of the chains that wait for the next measurement."""
         return sum(survey.target.memory.num_bytes for survey in self._surveys())
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the user has handed in, by the name of the argument; all else is made of it."""
+        return {
+            "loss_fn": self._loss_fn,
+            **{f"observables[{member.key!r}]": member.observable for member in self._panel.members},
+            **{f"refinements[{name!r}]": refinement for name, refinement in self.refinements.by_name.items()},
+            "sampler": self.config,
+            "reference": self.reference,
+        }
+
+    def twin(self) -> Self:
+        """Another one that remembers what this one does, and shares the samples and the loss functions with it."""
+        refined = [part for one in self.refinements.by_name.values() for part in (one.reference, one.loss_fn)]
+        shared = [self.reference, self._loss_fn, *self._panel.queries.values(), *refined]
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def set_together(self, size: int | None) -> None:
         """Give the number of samples in a training batch later than at first, for loaders come when training starts.
