@@ -85,11 +85,11 @@ def everything() -> dict[str, Any]:
     return {"llc": LLC(), "kernel": LossKernel(labels), "influence": Influence(data(6), labels)}
 
 
-def told(executor: Any, **options: Any) -> tuple[list[Any], str]:
+def told(executor: Any, callbacks: Any = (), **options: Any) -> tuple[list[Any], str]:
     """What sinks were given, and what training has made."""
     sink = MemorySink()
     live = monitor(observables=everything(), sinks=[sink], executor=executor, **options)
-    trainer = fit(live, max_steps=9)
+    trainer = fit(live, *callbacks, max_steps=9)
     content = [[one.scalars, one.log_step, one.events, one.matrices, one.tables] for one in sink.publications]
     for one, shown in zip(content, sink.publications, strict=True):
         one.append({key: [picture.matrix, picture.caption] for key, picture in shown.pictures.items()})
