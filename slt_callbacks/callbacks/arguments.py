@@ -12,11 +12,12 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from slt_callbacks.basics.notices import Notices
-from slt_callbacks.callbacks.plugins import check_executor, checked_sampler
+from slt_callbacks.callbacks.plugins import checked_sampler
 from slt_callbacks.callbacks.processes import LightningRanks, share_reference
 from slt_callbacks.callbacks.schedule import When
 from slt_callbacks.callbacks.told import Told
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, check_num_samples, check_seed, draw_reference
+from slt_callbacks.executors.base import check_executor
 from slt_callbacks.losses.functions import check_loss_fn
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.refinement import RefinementSet

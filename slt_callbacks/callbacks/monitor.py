@@ -111,7 +111,9 @@ class SLTMonitor(pl.Callback):
         on_event: What to do on an event: `Alert`, `SaveCheckpoint`, `StopTraining`, or any
             ``(trainer, pl_module, event)``. One that raises is reported, and training goes on.
         sinks: Where measurements go; None for every logger of the trainer, and files in the folder of the run.
-        executor: Where measurements are made; None for the training process, which waits for them.
+        executor: Where measurements are made: `ProcessExecutor`, `RayExecutor` or your own; None for the training
+            process, which waits for them. Elsewhere `max_overhead` counts what training waits for, and
+            ``slt/cost/seconds`` what the measurement took.
         refinements: Posteriors to sample beside the main one, by the name they are logged under: over fewer weights,
             other data or another loss, such as ``{"head": Refinement("head.*")}``. See `Refinement`.
         refinements_at_once: How many of them a measurement takes, in turn; None for all. An EarlyStopping on one of

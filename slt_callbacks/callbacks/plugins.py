@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from slt_callbacks.basics.plain import shown
-from slt_callbacks.executors.base import Executor
 from slt_callbacks.sampling.config import SamplerConfig
 from slt_callbacks.sinks.base import Sink
 
@@ -61,22 +60,3 @@ def checked_sinks(sinks: Any) -> list[Sink] | None:
                 f"Expected `sinks` to hold objects with `open`, `publish` and `close`, but got {shown(sink)}."
             )
     return None if sinks is None else list(sinks)
-
-
-def check_executor(executor: Any) -> None:
-    """See to it that it can measure elsewhere; None is the training process.
-
-    Raises:
-        TypeError: If it lacks a method or is a class.
-
-    Example:
-        >>> check_executor(3)
-        Traceback (most recent call last):
-        TypeError: Expected `executor` to be an object with `open`, `submit`, `poll`, `drain` and `close`, or None for
-        the training process, but got 3.
-    """
-    if executor is not None and (not isinstance(executor, Executor) or isinstance(executor, type)):
-        raise TypeError(
-            "Expected `executor` to be an object with `open`, `submit`, `poll`, `drain` and `close`, or None for the "
-            f"training process, but got {shown(executor)}."
-        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from slt_callbacks.basics.plain import shown
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.weights.snapshot import Snapshot
@@ -15,6 +16,11 @@ class Executor(Protocol):
 
     A measurement sets the global generators of its process aside, so in the training process it has to be over before
     training goes on: whatever runs beside it runs in another process.
+
+    One that measures elsewhere may have more: `rehearse` (the module as it will be measured there, to try the loss on),
+    `full` (whether `submit` would have to wait), `pending` (how many are not finished; then `drain` may be asked
+    several times), `state_dict` (of the estimator, after what was given back last), `outlook` (of the next
+    measurement), `num_workers` and `end_timeout`; see `Elsewhere`.
 
     Example:
         When training has ended, so that it never waits; a copy of the weights is kept for every measurement:
@@ -57,3 +63,22 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End the run; called once, also after an exception."""
+
+
+def check_executor(executor: Any) -> None:
+    """See to it that it can measure elsewhere; None is the training process.
+
+    Raises:
+        TypeError: If it lacks a method or is a class.
+
+    Example:
+        >>> check_executor(3)
+        Traceback (most recent call last):
+        TypeError: Expected `executor` to be an object with `open`, `submit`, `poll`, `drain` and `close`, or None for
+        the training process, but got 3.
+    """
+    if executor is not None and (not isinstance(executor, Executor) or isinstance(executor, type)):
+        raise TypeError(
+            "Expected `executor` to be an object with `open`, `submit`, `poll`, `drain` and `close`, or None for the "
+            f"training process, but got {shown(executor)}."
+        )

@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 
 from slt_callbacks.basics.plain import shown
 from slt_callbacks.data.drawing import DEFAULT_NUM_SAMPLES, draw_reference
+from slt_callbacks.executors.base import check_executor
 from slt_callbacks.executors.inline import InlineExecutor
+from slt_callbacks.measuring.apart import Apart
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.refinement import RefinementSet
 from slt_callbacks.observables.panel import check_observables
@@ -31,6 +33,7 @@ from slt_callbacks.weights.checkpoints import in_step_order
 
 if TYPE_CHECKING:
     from slt_callbacks.data.drawing import Reference
+    from slt_callbacks.executors.base import Executor
     from slt_callbacks.losses.functions import LossFn
     from slt_callbacks.measuring.measurement import Measurement
     from slt_callbacks.measuring.refinement import Refinement
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from slt_callbacks.sinks.base import Publication
     from slt_callbacks.weights.checkpoints import OnSkip, SavedStep
     from slt_callbacks.weights.snapshot import Snapshot
+
+_GLANCE = 0.5  # seconds between two looks at whether there is something to record
 
 
 def replay_checkpoints(
@@ -61,6 +66,7 @@ def replay_checkpoints(
     progress: bool = True,
     on_skip: OnSkip | None = None,
     seed: int = 0,
+    executor: Executor | None = None,
 ) -> list[Measurement]:
     """Measure saved checkpoints in step order, as `SLTMonitor` would have measured the run.
 
@@ -90,6 +96,11 @@ def replay_checkpoints(
         progress: Whether to show a progress bar.
         on_skip: Told of a checkpoint that is left out, and why; None for a warning.
         seed: Of the choice of samples and of the chains.
+        executor: Where to measure, such as ``RayExecutor(num_workers=8)`` or ``ProcessExecutor(num_workers=2)``; None
+            for this process, where chains go on from one checkpoint to the next. With an executor every measurement
+            stands alone, so that many can be made at once: chains begin at the weights, "auto" is found anew, and what
+            observables compare with the checkpoint before is NaN. A checkpoint whose worker is lost is measured once
+            more; what is finished is recorded in step order.
 
     Returns:
         Every measurement in `output`, in step order, those of earlier calls included.
@@ -127,29 +138,67 @@ def replay_checkpoints(
     estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True, refinements=beside)
     watch = Watch(copy.deepcopy(detectors), shown, refinements=beside.by_name)  # they may have seen another replay
     settings = _settings(estimator, watch, module, loss_fn, shown)
+    if executor is not None:
+        check_executor(executor)
+        settings["chains"] = "cold"  # another curve than that of chains which go on
     archive = Archive(output, settings)
     archive.restore(estimator, watch)
     story = Story(watch, shown, before=archive.measurements)
     todo = _left(saved, archive, skip)
     source = CheckpointSource(todo, module, init_args, device, trust, seed, skip, progress)
     with _told(story, loggers, archive.folder, settings):
-        _measure_all(source, estimator, archive, story)
+        _measure_all(source, estimator, archive, story, executor, progress)
         story.finish()
     archive.write_tables(story)
     return archive.measurements
 
 
-def _measure_all(source: CheckpointSource, estimator: Estimator, archive: Archive, story: Story) -> None:
+def _measure_all(
+    source: CheckpointSource,
+    estimator: Estimator,
+    archive: Archive,
+    story: Story,
+    executor: Executor | None,
+    progress: bool,
+) -> None:
     """Every snapshot in its turn; the loss is tried on the first."""
-    with _opened(estimator, source.progress) as executor:
-        for place, snapshot in enumerate(source):
-            if place == 0:
-                estimator.check(snapshot.module)
-            executor.submit(snapshot)
-            for measurement in executor.poll():
+    here = InlineExecutor(partial(_line, progress))
+    place: Executor = here if executor is None else executor
+    opened = False
+    try:
+        for snapshot in source:
+            if not opened:
+                _tried(place, estimator, snapshot)
+                place.open(estimator if executor is None else Apart(estimator))
+                opened = True
+            place.submit(snapshot)
+            for measurement in place.poll():
                 archive.add(_recorded(story, measurement), estimator, story)
-        for measurement in executor.drain():
-            archive.add(_recorded(story, measurement), estimator, story)
+        while opened and (found := _rest(place)):
+            for measurement in found:
+                archive.add(_recorded(story, measurement), estimator, story)
+    finally:
+        if opened:
+            place.close()
+
+
+def _tried(place: Executor, estimator: Estimator, snapshot: Snapshot) -> None:
+    """Try the loss, as it will be asked.
+
+    Raises:
+        TypeError: If something cannot be given to another process, or as `Estimator.check`.
+    """
+    estimator.check(snapshot.module)
+    if hasattr(place, "rehearse"):
+        estimator.check(place.rehearse(estimator, snapshot.module))
+
+
+def _rest(place: Executor) -> list[Measurement]:
+    """What has been finished of what is left, a little later; nothing when there is no more."""
+    while getattr(place, "pending", 0):
+        if found := place.drain(_GLANCE):
+            return found
+    return place.drain()
 
 
 def _settings(
@@ -194,16 +243,6 @@ def _told(story: Story, loggers: Sequence[Any], folder: Path, config: Mapping[st
         yield
     finally:
         story.close()
-
-
-@contextmanager
-def _opened(estimator: Estimator, progress: bool) -> Iterator[InlineExecutor]:
-    executor = InlineExecutor(partial(_line, progress))
-    executor.open(estimator)
-    try:
-        yield executor
-    finally:
-        executor.close()
 
 
 @contextmanager

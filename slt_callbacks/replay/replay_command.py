@@ -13,6 +13,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from slt_callbacks.executors.elsewhere import Elsewhere
+from slt_callbacks.executors.process import ProcessExecutor
+from slt_callbacks.executors.ray import RayExecutor
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.replay.imports import imported
 from slt_callbacks.replay.options import OptionParser, add_common, command_parser, json_object
@@ -20,13 +23,19 @@ from slt_callbacks.replay.replay import replay_checkpoints
 from slt_callbacks.replay.sampler_options import read
 from slt_callbacks.sinks.wandb import OwnRun
 
+_EXECUTORS: dict[str, Callable[[int], Elsewhere]] = {
+    "process": lambda workers: ProcessExecutor(num_workers=workers, max_pending=workers),
+    "ray": lambda workers: RayExecutor(num_workers=workers, max_pending=workers),
+}
 _EXAMPLES = """examples:
   python -m slt_callbacks replay checkpoints/*.ckpt --module my_project.model.Net --reference my_project.data.validation
   ... --num-chains 8 --dynamics RMSPropSGLD --dynamics.step_size 1e-3 --dynamics.damping 0.5
+  ... --executor ray --workers 8
 
-Checkpoints are measured in the order of their training steps; the chains go on from one to the next. The output folder
-gets measurements.csv, events.json (jumps and stage boundaries), stages.csv and stages.png. Called again, also after a
-crash, it measures only what is not finished."""
+Checkpoints are measured in the order of their training steps; the chains go on from one to the next. With --executor
+many are measured at once, and the chains of each start cold, at its weights. The output folder gets measurements.csv,
+events.json (jumps and stage boundaries), stages.csv and stages.png. Called again, also after a crash, it measures only
+what is not finished."""
 
 
 def parser() -> OptionParser:
@@ -43,6 +52,8 @@ def parser() -> OptionParser:
     add("--observables", metavar="PACKAGE.FUNCTION", help='gives {"llc": LLC(), ...}; default: the LLC alone')
     add("--refinements", metavar="PACKAGE.FUNCTION", help='gives {"head": Refinement("head.*"), ...}; default: none')
     add("--output", default="runs/replay", metavar="DIR", help="folder for the results")
+    add("--executor", choices=sorted(_EXECUTORS), help="measure many checkpoints at once, each with chains of its own")
+    add("--workers", type=int, help="how many at once, with --executor; default: 2")
     add("--wandb_project", metavar="NAME", help="also log to this W&B project, one row a checkpoint")
     return made
 
@@ -64,7 +75,10 @@ def run(made: OptionParser, arguments: Sequence[str]) -> int:
         left_out.append(path)
         print(f"{path} is left out: {reason}", file=sys.stderr)
 
-    measurements = _replay(options, on_skip)
+    executor = _executor(options.executor, options.workers)
+    if executor is not None:
+        print(f"{executor.num_workers} workers measure; the chains of each checkpoint start cold, at its weights.")
+    measurements = _replay(options, on_skip, executor)
     failed = [measurement for measurement in measurements if measurement.failed]
     print(_summary(measurements, options.output))
     for measurement in failed:
@@ -72,8 +86,25 @@ def run(made: OptionParser, arguments: Sequence[str]) -> int:
     return 1 if left_out or failed else 0
 
 
-def _replay(options: Namespace, on_skip: Callable[[Path, str], None]) -> list[Measurement]:
+def _executor(kind: str | None, workers: int | None) -> Elsewhere | None:
+    """Where to measure; None for this process.
+
+    Raises:
+        ValueError: If there is none of the kind, or workers are asked for without one.
+    """
+    if kind is None:
+        if workers is not None:
+            raise ValueError(f"argument --workers: expected --executor with it, such as ray, but got {workers} alone")
+        return None
+    try:
+        return _EXECUTORS[kind](2 if workers is None else workers)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"argument --executor: {error}") from error
+
+
+def _replay(options: Namespace, on_skip: Callable[[Path, str], None], executor: Elsewhere | None) -> list[Measurement]:
     arguments: dict[str, Any] = {
+        "executor": executor,
         "module": imported("--module", options.module),
         "reference": imported("--reference", options.reference),
         "loss_fn": imported("--loss-fn", options.loss_fn) if options.loss_fn else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections import deque
 from dataclasses import replace
@@ -26,6 +27,8 @@ from slt_callbacks import (
     Compressibility,
     MemorySink,
     Metrics,
+    ProcessExecutor,
+    RayExecutor,
     Refinement,
     RMSPropSGLD,
     SamplerConfig,
@@ -361,6 +364,7 @@ def trajectory() -> TrajectoryPCA:
     return TrajectoryPCA(in_batches()[:2], outputs, references)
 
 
+HAS_RAY = importlib.util.find_spec("ray") is not None
 DIVERGES = SamplerConfig(SGLD(1e6), num_chains=2, num_draws=4, num_burnin_steps=2)
 PRECONDITIONED = SamplerConfig(RMSPropSGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=4)
 VECTORIZED = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2, engine="vectorized")
@@ -454,6 +458,9 @@ CASES: dict[str, Case] = {
         trainer={"max_epochs": 2, "max_steps": -1},
         monitor={"every_n_epochs": 1, "also_compare": ["score", "train_loss"]},
     ),
+    # where
+    "measured in a process beside": Case(monitor={"executor": ProcessExecutor()}),
+    **({"measured on Ray": Case(monitor={"executor": RayExecutor(address="local")})} if HAS_RAY else {}),
     # when
     "before training and after it": Case(monitor={"schedule": lambda step: step in (0, 1, 6)}),
     "at the end of epochs": Case(trainer={"max_epochs": 2, "max_steps": -1}, monitor={"every_n_epochs": 1}),
