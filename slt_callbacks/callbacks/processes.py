@@ -38,8 +38,8 @@ def refuse_elsewhere(trainer: pl.Trainer, executor: Any) -> None:
     if executor is not None and trainer.world_size > 1:
         raise MisconfigurationException(
             f"Expected `executor=None` with {trainer.world_size} processes, which share the chains of a measurement, "
-            f"but got {type(executor).__name__}: leave `executor` out, for the processes run the chains side by side, or "
-            "train in one process."
+            f"but got {type(executor).__name__}: leave `executor` out, for the processes run the chains side by "
+            "side, or train in one process."
         )
 
 

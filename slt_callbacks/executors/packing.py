@@ -31,9 +31,9 @@ class Packing:
         >>> estimator = Estimator(draw_reference([torch.zeros(4, 2)]), lambda net, x: net(x).square().mean(1))
         >>> Packing().check(estimator, nn.Linear(2, 1))
         Traceback (most recent call last):
-        TypeError: Expected `loss_fn` to be something that another process can import, but pickling it raised
+        TypeError: Expected `loss_fn` to be something that another process can be given, but pickling it raised
         PicklingError: ... Define it at the top of a module, or measure with `RayExecutor`, which takes functions as
-        they are, or in the training process, without `executor`.
+        they are, or measure in the training process, without `executor`.
     """
 
     pickler: Callable[[], Any] = lambda: pickle.Pickler
@@ -56,11 +56,11 @@ class Packing:
         try:
             self.packed(estimator)
         except Exception as error:
-            raise self._refusal(*self._culprit(estimator, error)) from error
-        if not self.by_value:
-            for name, value in estimator.given.items():
-                if name != "reference" and _of_a_session(self._dumps(value)):
-                    raise self._refusal(f"`{name}`", "it was written in a notebook or an interactive session")
+            name, reason = self._culprit(estimator, error)
+            raise self._refusal(name, _raised(reason), _is_of_a_name(reason)) from error
+        for name, value in {} if self.by_value else estimator.given.items():
+            if name != "reference" and _of_a_session(self._dumps(value)):
+                raise self._refusal(f"`{name}`", "it was written in a notebook or an interactive session")
         kept: list[torch.Tensor] = []
 
         def memory(num_bytes: int) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Packing:
         try:
             end = self.carry(module, memory)
         except Exception as error:
-            raise self._refusal("the module", _raised(error)) from error
+            raise self._refusal("the module", _raised(error), _is_of_a_name(error)) from error
         if not self.by_value and _of_a_session(kept[0][end:].numpy().tobytes()):
             raise self._refusal("the module", "its class was written in a notebook or an interactive session")
         return unpacked(kept[0], end)
@@ -80,21 +80,33 @@ class Packing:
         self.pickler()(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
         return file.getvalue()
 
-    def _culprit(self, estimator: Estimator, error: Exception) -> tuple[str, str]:
+    def _culprit(self, estimator: Estimator, error: Exception) -> tuple[str, Exception]:
         """What of an estimator cannot be pickled, and why."""
         for name, value in estimator.given.items():
             try:
                 self._dumps(value)
             except Exception as reason:  # noqa: BLE001  # whatever a __getstate__ raises
-                return f"`{name}`", _raised(reason)
-        return "what is to be measured", _raised(error)
+                return f"`{name}`", reason
+        return "what is to be measured", error
 
-    def _refusal(self, what: str, reason: str) -> TypeError:
+    def _refusal(self, what: str, reason: str, of_a_name: bool = True) -> TypeError:
+        """In words that say what to write instead.
+
+        Args:
+            what: Cannot be given to another process.
+            reason: Why.
+            of_a_name: Whether it is a matter of where a function or a class is defined.
+        """
         other = "" if self.by_value else ", or measure with `RayExecutor`, which takes functions as they are"
+        how = f"Define it at the top of a module{other}" if of_a_name else "Leave out of it what refuses"
         return TypeError(
-            f"Expected {what} to be something that another process can import, but {reason.rstrip('.')}. Define it at "
-            f"the top of a module{other}, or in the training process, without `executor`."
+            f"Expected {what} to be something that another process can be given, but {reason.rstrip('.')}. {how}, or "
+            "measure in the training process, without `executor`."
         )
+
+
+def _is_of_a_name(error: Exception) -> bool:
+    return isinstance(error, (pickle.PicklingError, AttributeError))
 
 
 def _raised(error: Exception) -> str:

@@ -96,7 +96,7 @@ class Slots:
 
     def _made_in(self, place: Path, num_bytes: int) -> Path:
         if place not in self._folders:
-            self._folders[place] = Path(tempfile.mkdtemp(prefix="slt-callbacks-", dir=place))
+            self._folders[place] = Path(tempfile.mkdtemp(prefix=f"slt-callbacks-{os.getpid()}-", dir=place))
         path = self._folders[place] / str(next(self._numbers))
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:

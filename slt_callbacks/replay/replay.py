@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from slt_callbacks.weights.checkpoints import OnSkip, SavedStep
     from slt_callbacks.weights.snapshot import Snapshot
 
+_COLD = {"chains": "cold"}  # another curve than that of chains which go on
 _GLANCE = 0.5  # seconds between two looks at whether there is something to record
 
 
@@ -128,8 +129,7 @@ def replay_checkpoints(
         ['changes.csv', 'events.json', 'measurements.csv', 'measurements.jsonl', 'report.html', 'settings.json',
          'stages.csv']
     """
-    _check_module(module)
-    _check_device(device)
+    _check(module, device, executor)
     skip = _warn if on_skip is None else on_skip
     saved = in_step_order(checkpoints, skip, trust)
     shown = check_observables(observables)
@@ -137,10 +137,7 @@ def replay_checkpoints(
     drawn, beside = draw(reference, num_samples), RefinementSet(refinements).drawn(draw)
     estimator = Estimator(drawn, loss_fn, shown, sampler, seed, persistent=True, refinements=beside)
     watch = Watch(copy.deepcopy(detectors), shown, refinements=beside.by_name)  # they may have seen another replay
-    settings = _settings(estimator, watch, module, loss_fn, shown)
-    if executor is not None:
-        check_executor(executor)
-        settings["chains"] = "cold"  # another curve than that of chains which go on
+    settings = _settings(estimator, watch, module, loss_fn, shown) | ({} if executor is None else _COLD)
     archive = Archive(output, settings)
     archive.restore(estimator, watch)
     story = Story(watch, shown, before=archive.measurements)
@@ -251,6 +248,12 @@ def _line(progress: bool, snapshot: Snapshot, total: int) -> Iterator[Callable[[
     shown = {"desc": f"Step {snapshot.step}", "total": total, "unit": "sgld step"}
     with tqdm(**shown, position=1, leave=False, disable=not progress) as line:
         yield lambda steps: line.update(steps) and None
+
+
+def _check(module: Any, device: str | torch.device, executor: Any) -> None:
+    check_executor(executor)
+    _check_module(module)
+    _check_device(device)
 
 
 def _check_module(module: Any) -> None:

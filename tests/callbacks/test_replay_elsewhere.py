@@ -96,7 +96,7 @@ def test_chains_that_go_on_and_cold_ones_are_two_replays(saved: list[Path], tmp_
 
 def test_what_cannot_be_pickled_is_refused_before_a_worker_is_started(saved: list[Path], tmp_path: Path) -> None:
     executor = elsewhere()
-    with pytest.raises(TypeError, match="Expected `loss_fn` to be something that another process can import"):
+    with pytest.raises(TypeError, match="Expected `loss_fn` to be something that another process can be given"):
         replay_checkpoints(
             saved,
             Regression,

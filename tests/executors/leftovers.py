@@ -25,7 +25,7 @@ def here() -> dict[str, set[str]]:
         # Python's own, one for all, which ends with the process
         "processes": {child for child, line in children.items() if "resource_tracker" not in line},
         "open": {one for one in opened if "pipe" in one or "socket" in one or "slt-callbacks" in one},
-        "memory": {str(path) for place in places for path in place.glob("slt-callbacks-*")},
+        "memory": {str(path) for place in places for path in place.glob(f"slt-callbacks-{pid}-*")},
     }
 
 
