@@ -105,7 +105,10 @@ class Place:
                 if left <= 0:
                     self.why_lost = f"it was not finished {limit:.0f} s after training had ended (`end_timeout`)"
                     break
-                found = self._asked_for(partial(executor.drain, left))
+                nothing: list[Measurement] | None = None
+                found = self._guard.ask(partial(executor.drain, left), nothing, f"{type(executor).__name__}.drain")
+                if found is None:  # it has raised, and would again
+                    break
                 advance(len(found))
                 yield found
         yield self._asked_for(executor.poll)

@@ -128,8 +128,8 @@ class Processes:
         lost = [number for number in numbers if self._asked[number] is not self._channels.get(number)]
         asked = {number: self._asked[number] for number in numbers if number not in lost}
         # A process's end is not always the end of its pipe: another one of the same parent may hold it open.
-        waited = [part for channel in asked.values() for part in (channel.work, channel.process.sentinel)]
-        found = wait(waited, 0.0 if lost else timeout) if waited else []
+        waited = {part for channel in asked.values() for part in (channel.work, channel.process.sentinel)}
+        found = wait(list(waited), 0.0 if lost else timeout) if waited else []
         done = [n for n, channel in asked.items() if channel.work in found or channel.process.sentinel in found]
         return sorted(lost + done)
 

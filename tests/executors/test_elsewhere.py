@@ -293,6 +293,16 @@ class TestInAFit:
         assert [one.failed for one in watched.history] == [False, True, False]
         assert trainer.global_step == 6
 
+    def test_one_that_breaks_lets_the_run_end(self) -> None:
+        class Breaks(FakeWorkers):
+            def ready(self, numbers: Any, timeout: float) -> list[int]:
+                raise KeyError("68")
+
+        watched = monitor(executor=Elsewhere(Breaks(), 1, max_pending=3))
+        with pytest.warns(UserWarning, match="drain raised KeyError: '68'. Training goes on"):
+            fit(watched)
+        assert {one.error for one in watched.history} <= {"it was never given back"}
+
     def test_the_next_fit_of_the_same_trainer_goes_on_warm(self) -> None:
         def histories(executor: Any) -> str:
             torch.manual_seed(0)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from slt_callbacks import Estimator, RayExecutor
 from slt_callbacks.measuring.apart import Apart
@@ -129,13 +128,10 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def test_a_cluster_that_is_not_there_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_is_too_small_is_a_warning() -> None:
     watched = monitor(executor=RayExecutor(num_workers=64, address="local"), loss_fn=lambda m, b: square_error(m, b))
     with pytest.warns(UserWarning, match=r"Expected 64 workers with `num_cpus=1` to fit on this machine") as caught:
         trainer = fit(watched)
     assert trainer.global_step == 6
     assert all(one.failed for one in watched.history)
     assert len([one for one in caught if "WorkerLostError" in str(one.message)]) == 1
-
-
-_ = torch
