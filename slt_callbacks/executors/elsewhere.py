@@ -20,6 +20,7 @@ from slt_callbacks.weights.snapshot import Snapshot
 _BREATH = 0.5  # seconds that a wait lasts before it looks around
 _MOST_LOSSES = 2  # of one worker in a row: what ends it twice would end it for ever
 _STATE_SECONDS = 60.0  # that writing a checkpoint waits for the chains at most
+_LAST_SECONDS = 10.0  # that the end of a fit does, for a next one of the same trainer
 
 
 class WorkerLostError(RuntimeError):
@@ -186,8 +187,12 @@ class Elsewhere:
                 break
         return self._take()
 
-    def state_dict(self, chains: bool = True) -> dict[str, Any]:
+    def state_dict(self, chains: bool = True, timeout: float = _STATE_SECONDS) -> dict[str, Any]:
         """What a resumed run needs, as it was after the measurement that was given back last.
+
+        Args:
+            chains: Whether to include the chains' positions (chains x parameters).
+            timeout: Seconds that the worker has for it.
 
         Raises:
             Exception: If the worker cannot say.
@@ -197,14 +202,14 @@ class Elsewhere:
             raise RuntimeError("Expected `open(estimator)` before `state_dict`: there is no state.")
         if isinstance(estimator, Apart) or self._last is None or self._last[0] != self._starts[0]:
             return estimator.state_dict(chains)  # no worker knows more
-        return self._workers.state(0, self._last[1], chains, _STATE_SECONDS)
+        return self._workers.state(0, self._last[1], chains, timeout)
 
     def close(self) -> None:
         """As in `Executor`: no process and no shared memory is left; the estimator knows what the worker knew."""
         estimator = self._estimator
         try:
             if estimator is not None and self._last is not None and not isinstance(estimator, Apart):
-                estimator.load_state_dict(self.state_dict())
+                estimator.load_state_dict(self.state_dict(timeout=_LAST_SECONDS))
         finally:
             self._estimator = None
             self._begin()
