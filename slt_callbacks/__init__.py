@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from slt_callbacks.sinks.wandb import WandbSink
     from slt_callbacks.stats.trajectories import joint_trajectory
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # isort: off
 __all__ = [  # noqa: RUF022  # by floor, as in `_HOMES`
