@@ -132,12 +132,15 @@ def _critical_bits(fork: ForkView, tolerance: float) -> tuple[float, Search]:
         return math.nan, search
     before = 1.0
     for width in _WIDTHS if low > 0 else ():
-        if not search.rise(low, width) < search.rise(low, before):
+        known = search.rises.get((low, before), math.inf)  # not asked where every halving was within the tolerance
+        if not search.rise(low, width) < known:
             break
         if search.within(low, width):
             # A grid of this width is as fine with so many fewer points, and cuts off more.
             fewer = int(low * width / before)
             low, high = search.narrow(fewer, low, _middle, _MORE_HALVINGS, width)
+        elif known == math.inf:
+            break  # to see whether it falls would cost one pass more than was promised
         before = width
     return search.crossing(low, high), search
 

@@ -235,6 +235,30 @@ class TestPasses:
             most = max(most, fork.passes)
         assert 20 <= most <= MOST_PASSES
 
+    @pytest.mark.parametrize("size", [1e3, 1e4, 1e6, 1e8])
+    def test_are_25_at_most_where_each_narrower_grid_is_better(self, size: float) -> None:
+        """One weight, the largest by far, does not matter: grids may as well cut it off."""
+        weights = torch.randn(4000, generator=torch.Generator().manual_seed(0)) / 20
+        weights[0] = 1.0
+
+        class Fork:
+            parameters = (weights.clone(),)
+            point = ReferencePoint(0, 0.0, *[torch.empty(0)] * 2, 1.0, 0.0, 1, 1)
+            passes = 0
+
+            def reset(self) -> None:
+                self.parameters[0].copy_(weights)
+
+            def loss(self) -> float:
+                self.passes += 1
+                return float(size * (self.parameters[0] - weights)[1:].square().mean())
+
+        fork: Any = Fork()
+        found = Compressibility(0.1, methods=("quantization",)).inspect(fork)["critical_bits"]
+        assert fork.passes <= Compressibility(methods=("quantization",)).needs.forward_passes
+        step = math.sqrt(12 * 0.1 / size)  # of a grid that reaches to .35, and rounds with step ** 2 / 12
+        assert found == pytest.approx(math.log2(1 + 2 * 8**-0.5 / step), abs=0.25)
+
     def test_a_search_asks_nothing_twice(self) -> None:
         asked: list[tuple[int, float]] = []
 
