@@ -19,6 +19,8 @@ Outputs = Callable[[Any, Batch], torch.Tensor]
 Predictor = torch.Tensor | Callable[[Batch], torch.Tensor]
 """Its outputs on all probes ``(N, ...)``, or ``(batch) -> outputs (B, ...)``."""
 
+_OUTPUTS, _FORWARD = "outputs", "forward"  # what is asked, by the name that a user knows it under
+
 
 class _Fork(Protocol):
     """What is asked of a `ForkView`."""
@@ -102,7 +104,7 @@ class Probed:
                 self._shapes.add(tuple(found.shape[1:]))
             return found
 
-        return self._flat(fork, ask, "outputs")
+        return self._flat(fork, ask, _OUTPUTS)
 
     @torch.no_grad()
     def references(self, fork: _Fork) -> torch.Tensor:
@@ -110,7 +112,7 @@ class Probed:
 
         Raises:
             TypeError: If one gives no floating-point tensor.
-            ValueError: If one has another shape than the outputs of the module.
+            ValueError: If one has another shape than the outputs of the module, or is not finite.
         """
         if self._references is None:
             found = [self._of_predictor(fork, name) for name in self._predictors]
@@ -135,16 +137,23 @@ class Probed:
 
     def _answer(self, module: Any, batch: Batch) -> Any:
         if self._outputs is not None:
-            return _called(self._outputs, "outputs", module, batch)
-        return _called(module, "forward", inputs_of(batch))
+            return _called(self._outputs, _OUTPUTS, module, batch)
+        return _called(module, _FORWARD, inputs_of(batch))
 
     def _of_predictor(self, fork: _Fork, name: str) -> torch.Tensor:
+        flat: torch.Tensor
         predictor, what = self._predictors[name], f"references[{name!r}]"
-        if not isinstance(predictor, torch.Tensor):
-            return self._flat(fork, lambda batch: self._alike(_called(predictor, what, batch), what), what)
-        found = _outputs_of(predictor.detach(), len(self.samples), what)
-        self._alike(found, what)
-        return found.flatten().to("cpu", torch.float32)
+        if isinstance(predictor, torch.Tensor):
+            found = _outputs_of(predictor.detach(), len(self.samples), what)
+            flat = self._alike(found, what).flatten().to("cpu", torch.float32)
+        else:
+            flat = self._flat(fork, lambda batch: self._alike(_called(predictor, what, batch), what), what)
+        if not bool(flat.isfinite().all()):
+            raise ValueError(
+                f"Expected `{what}` to be finite, but some of it is not: nothing is at a known distance from it. Clip "
+                "it, such as logarithms of probabilities that may be 0."
+            )
+        return flat
 
     def _alike(self, found: Any, what: str) -> Any:
         if isinstance(found, torch.Tensor) and tuple(found.shape[1:]) not in self._shapes:
@@ -184,9 +193,10 @@ def _called(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        instead = " Or say what is followed, such as `outputs=lambda module, batch: module.model(batch[0])`."
         raise ValueError(
             f"Expected `{what}` to take the probes, but it raised {type(error).__name__}: {error}. A batch of them "
-            "comes as one of the reference samples comes to the loss."
+            f"comes as one of the reference samples comes to the loss.{instead if what == _FORWARD else ''}"
         ) from error
 
 
@@ -208,14 +218,17 @@ def _checked(references: Mapping[str, Predictor] | None) -> dict[str, Predictor]
 
 def _outputs_of(found: Any, size: int, what: str) -> torch.Tensor:
     if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        instead = "give `outputs=` that returns one, such as `lambda module, batch: module(batch[0]).logits`"
         raise TypeError(
-            f"Expected `{what}` to give a floating-point tensor (B, ...), but got {shown(found)}: give `outputs=` "
-            "that returns one, such as `lambda module, batch: module(batch[0]).logits`."
+            f"Expected `{what}` to give a floating-point tensor (B, ...), but got {shown(found)}: "
+            f"{instead if what == _OUTPUTS else 'write `.float()`, or what makes a tensor of it'}."
         )
     if found.ndim == 0 or len(found) != size:
         raise ValueError(
             f"Expected `{what}` to give one row a probe, {size} of them, but got the shape {tuple(found.shape)}."
         )
+    if found.numel() == 0:
+        raise ValueError(f"Expected `{what}` to give values, but got none, of the shape {tuple(found.shape)}.")
     return found
 
 

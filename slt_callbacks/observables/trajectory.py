@@ -100,7 +100,7 @@ class TrajectoryPCA:
         TypeError: If `probes` is None, `outputs` cannot be called, or a reference is of another kind; before training
             also if `outputs` gives no floating-point tensor.
         ValueError: If `num_components` is not positive or a name has a slash; before training also if `outputs` gives
-            too many values, or a reference is of another shape.
+            too many values, or a reference is of another shape or not finite.
 
     Source: Hoogland et al. (arXiv 2402.02364), "essential dynamics"; Carroll et al. (arXiv 2501.17745), joint
     trajectory PCA; of the null Antognini and Sohl-Dickstein (arXiv 1806.08805).
@@ -161,7 +161,8 @@ class TrajectoryPCA:
 
         Raises:
             TypeError: If one gives no floating-point tensor.
-            ValueError: If a shape does not fit, there are too many values, or `outputs` raises.
+            ValueError: If a shape does not fit, there are too many values or none, a reference is not finite, or
+                `outputs` raises.
         """
         self._probed.row(fork)
         self._probed.references(fork)
@@ -190,7 +191,7 @@ class TrajectoryPCA:
         return found | {"speed": moved} | self._distances(distances)
 
     def images(self, result: Mapping[str, Any]) -> dict[str, Track]:
-        """The picture ``map``; nothing for fewer than three measurements, or one that has failed.
+        """The picture ``map``; nothing for fewer than three measurements, outputs that never moved, or a failed one.
 
         Raises:
             ValueError: If `result` has no coordinates any more.
@@ -198,8 +199,8 @@ class TrajectoryPCA:
         places = matrix_of(result, "map")
         steps = result["steps"]
         size = len(steps)
-        if size < _FEWEST_SHOWN or not bool(places.isfinite().all()):
-            return {}
+        if size < _FEWEST_SHOWN or not bool(result["explained"].isfinite().all()):
+            return {}  # of outputs that have not moved nothing is explained
         left, right, bottom, top = result["box"].tolist()
         marks = {name: (x, y) for name, (x, y) in zip(self._probed.names, places[size:].tolist(), strict=True)}
         caption = (

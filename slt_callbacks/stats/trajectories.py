@@ -97,16 +97,17 @@ def agreeing_signs(coordinates: torch.Tensor, before: torch.Tensor) -> torch.Ten
 
     Args:
         coordinates: ``(T, K)``.
-        before: Of the first n of the same rows, ``(n, K)``. Where they do not tell, the last row is put on the positive
-            side of the first.
+        before: Of the first n of the same rows, in as many components as were told then, ``(n, any)``. Where they do
+            not tell, the last row is put on the positive side of the first.
 
     Example:
         >>> agreeing_signs(torch.tensor([[1.0, 0.0], [-1.0, 2.0]]), torch.tensor([[-1.0, 0.0]])).tolist()
         [-1.0, 1.0]
     """
-    likeness = (coordinates[: len(before)] * before).sum(0)
-    onward = coordinates[-1] - coordinates[0]
-    told = torch.where(likeness != 0, likeness, onward)
+    both = min(coordinates.shape[1], before.shape[1])
+    told = coordinates[-1] - coordinates[0]
+    likeness = (coordinates[: len(before), :both] * before[:, :both]).sum(0)
+    told[:both] = torch.where(likeness != 0, likeness, told[:both])
     return torch.where(told < 0, -1.0, 1.0).to(coordinates)
 
 

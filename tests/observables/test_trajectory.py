@@ -212,6 +212,11 @@ class TestPicture:
     def test_of_fewer_than_three_measurements_there_is_none(self, whole: Run) -> None:
         assert [len(measurement.pictures) for measurement in whole[1]] == [0, 0, 1, 1, 1, 1, 1]
 
+    def test_of_outputs_that_do_not_move_there_is_none(self) -> None:
+        one = estimator(TrajectoryPCA([PROBES], references=REFERENCES))
+        assert all(not measured(one, walk()[0], step).pictures for step in range(4))
+        assert measured(one, walk()[1], 4).pictures
+
     def test_it_is_drawn(self, whole: Run) -> None:
         image = image_of(whole[1][-1].pictures["trajectory/map"])
         assert image is not None
@@ -313,6 +318,17 @@ class TestResume:
     def test_a_state_holds_no_more_than_it_says(self, whole: Run) -> None:
         state = whole[0].state_dict()
         assert state["path"]["rows"].untyped_storage().nbytes() == 4 * 7 * 40
+
+    @pytest.mark.parametrize("number", [1, 2, 5])
+    def test_it_goes_on_with_another_number_of_components(self, whole: Run, number: int) -> None:
+        other = TrajectoryPCA([PROBES], num_components=number)
+        again = estimator(other)
+        other.load_state_dict(whole[0].state_dict())
+        found = measured(again, walk()[0], 200)["trajectory"]["coordinates"]
+        assert found.shape == (8, number)
+        both = min(number, 3)
+        likeness = (found[:7, :both] * whole[1][-1]["trajectory"]["coordinates"][:, :both]).sum(0)
+        assert bool((likeness > 0).all()), "signs are as before"
 
     def test_other_probes_begin_anew(self, whole: Run) -> None:
         other = TrajectoryPCA([PROBES + 1])
@@ -462,7 +478,20 @@ class TestRefusals:
             ({"outputs": lambda module, batch: batch[0].mean()}, "`outputs` to give one row a probe, 6 of them"),
             ({"outputs": lambda module, batch: batch["x"]}, "`outputs` to take the probes, but it raised TypeError"),
             ({"outputs": lambda module, batch: 1 / 0}, "`outputs` to take the probes, but it raised ZeroDivisionError"),
-            ({}, "`forward` to take the probes, but it raised NotImplementedError"),
+            ({}, "`forward` to take the probes, but it raised NotImplementedError.* `outputs=lambda module, batch: "),
+            ({"outputs": lambda module, batch: batch[0][:, :0]}, r"`outputs` to give values, but got none.* \(6, 0\)"),
+            (
+                {"outputs": lambda module, batch: batch[0], "references": {"a": torch.zeros(6, 3).long()}},
+                r"(?s)`references\['a'\]` to give a floating-point tensor .*: write `.float\(\)`",
+            ),
+            (
+                {"outputs": lambda module, batch: batch[0], "references": {"a": torch.zeros(6, 3).log()}},
+                r"`references\['a'\]` to be finite, but some of it is not.*: .* Clip it",
+            ),
+            (
+                {"outputs": lambda module, batch: batch[0], "references": {"a": lambda batch: batch[0] * math.nan}},
+                r"`references\['a'\]` to be finite",
+            ),
             ({"probes": [{"x": PROBES}]}, "`outputs` where a batch of probes is neither a tensor nor a list"),
             ({"probes": []}, "Expected `probes`"),
             (
