@@ -124,8 +124,8 @@ def change_of(
     over so long a way count most of the correlation between neighbours. What the number would have gone on to do as it
     did before the boundary adds to the error of `delta`: a loss that falls as it fell has an abs(z) of 1.
 
-    Where nothing changes, abs(z) is above 3 for 1 number of 200 at most, and with a correlation of 0.6 between
-    neighbours (persistent chains) for 1 of 30: of a hundred numbers the largest is no proof of a change.
+    Where nothing changes, abs(z) is above 3 for 1 number of 100 at most, and with a correlation of 0.6 between
+    neighbours (persistent chains) for 1 of 25: of a hundred numbers the largest is no proof of a change.
 
     Of values that repeat one another the noise is at least that of rounding to the smallest step between them. Where a
     side has too few measurements to show any, the standard errors stand in: they are not the noise of a curve over

@@ -35,8 +35,8 @@ def changes_between(history: Sequence[Measurement], before: Stage, after: Stage)
 
     The numbers are those that are logged of the observables and of the refinements, each taken where it was measured,
     and the metrics of the trainer that were asked for.
-    What does not count: ``health`` and ``cost``, the names ``stderr``, ``std`` and ``num_train_samples``, names that
-    begin with ``null`` or end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
+    What does not count: ``health`` and ``cost``, the names ``stderr``, ``std`` and ``num_train_samples``, ``null_1`` and
+    its like, names that end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
 
     Args:
         history: Measurements in order, as in ``monitor.history``.
@@ -153,5 +153,6 @@ def _named(key: str) -> str:
 @lru_cache(maxsize=4096)
 def _counts(key: str) -> bool:
     observable, name = key.partition("/")[0], key.rpartition("/")[2]
-    settled = name in _NOT_NEWS or name.startswith("null") or name.endswith("_stderr")
+    of_walk = name.startswith("null_") and name.removeprefix("null_").isdigit()
+    settled = name in _NOT_NEWS or of_walk or name.endswith("_stderr")
     return observable not in _NOT_OBSERVED and not settled

@@ -62,6 +62,12 @@ class TestWhatCounts:
         whole = told(**dict.fromkeys(numbers, STEP), own__constant=[3.0] * 4)
         assert changes_between(whole, stage(0, 0, 10), stage(1, 20, 30)) == []
 
+    def test_a_name_of_the_users_own_that_looks_like_one_of_a_random_walk(self) -> None:
+        parts = [{"trajectory": {"distance/null": x, "null_2": x}, "own": {"null_accuracy": x}} for x in STEP]
+        whole = [Measurement(10 * place, results) for place, results in enumerate(parts)]
+        names = {one.name for one in changes_between(whole, stage(0, 0, 10), stage(1, 20, 30))}
+        assert names == {"distance to null", "own null accuracy"}
+
     def test_a_loss_at_the_fork_is_told_once(self) -> None:
         losses = [2.0, 2.0, 1.0, 1.0]
         whole = told(llc__reference_loss=losses, finer__reference_loss=losses)
