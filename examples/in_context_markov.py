@@ -1,4 +1,4 @@
-"""Watch a transformer learn to learn in context, and see which of its heads do it.
+"""Watch a transformer learn to learn in context: what it knows, when that begins, and which head it stands on.
 
 Every sequence comes from a Markov chain of its own: three states, and a transition matrix that no other sequence has.
 What the chain does, the network can only find out from the sequence itself. It learns three ways to guess the next
@@ -7,14 +7,17 @@ sequence (unigram), and those that followed the present state before (bigram). T
 looks one state back, and heads after it that look for places where the present state came one before (induction).
 With one layer, which is the control, the network stays near the unigram.
 
-SLTMonitor measures the LLC and beside it refined ones: chains that move one head alone, a layer, the embeddings or the
-unembedding; and all weights with the network's own predictions as targets ("function"). From the same chains come
-susceptibilities, how the loss of each sequence answers to a part; and an observable of the example's own takes each
-head out and looks at the loss. A table at the end shows the three side by side. Among the heads of a layer those have
-the higher refined LLC that the network can do less without. Heads of different layers are not of a like kind: those
-of the second layer have lower LLCs than their use would say.
+Everything that SLTMonitor can measure is switched on:
 
-Two to three minutes on one CPU core; nothing is downloaded, no W&B account is needed.
+* the LLC, and its stages while they happen, with an alert and what changed most where each began;
+* refined LLCs: chains that move one head alone, or the embeddings; and all weights with the network's own predictions
+  as targets ("function");
+* susceptibilities: for which tokens a head works, those that the bigram knows better than the unigram, or worse;
+* influence: which sequences help which tokens;
+* what the weights themselves tell: where the predictions move (a trajectory, with the three guesses on its map), how
+  far the weights can be compressed, the accuracy; and, an observable of the example's own, the loss without each head.
+
+Two to four minutes on two CPU cores; nothing is downloaded and no W&B account is needed.
 
     python examples/in_context_markov.py               # the whole story
     python examples/in_context_markov.py --layers 1    # the control: no second layer, no bigram
@@ -23,27 +26,37 @@ Two to three minutes on one CPU core; nothing is downloaded, no W&B account is n
 
 import argparse
 import logging
+import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from scipy.stats import spearmanr
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from slt_callbacks import (
     LLC,
+    Alert,
+    Compressibility,
     FileSink,
+    Influence,
     Measurement,
+    Metrics,
+    Observable,
     Refinement,
     SamplerConfig,
     SLTMonitor,
     Susceptibility,
+    TrajectoryPCA,
+    WandbSink,
     attention_heads,
     behavioral,
     log_linear_steps,
@@ -56,8 +69,9 @@ CONTEXT = 64
 WIDTH = 32
 BATCH_SIZE = 64
 POOL = 20_000  # sequences to learn from
-REFERENCE = 256  # sequences to measure on, never learned from
-PROBES = 64  # of these, the ones whose susceptibilities are asked
+REFERENCE = 128  # sequences to measure on, never learned from
+FOLLOWED = 32  # of these, the ones whose predictions are followed through training
+ASKED = 16  # of these, the ones whose tokens are asked which head works for them
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements
 warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")  # Lightning's own
@@ -77,25 +91,46 @@ def markov_chains(number: int) -> torch.Tensor:
     return torch.stack(states, dim=1)
 
 
-def reference_losses(sequences: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What each guess loses at every state of every sequence, (N, T): counts begin at one, and grow along it."""
-    seen, following = one_hot(sequences[:, :-1]).double(), sequences[:, 1:, None]
+def simple_guesses(sequences: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Log-probabilities that each guess gives the next state, (N, T, 3): counts begin at one, and grow along it."""
+    seen = one_hot(sequences[:, :-1], STATES).float()
     pairs = seen[:, :-1, :, None] * seen[:, 1:, None, :]  # (N, T - 1, from, to)
     pairs = nn.functional.pad(pairs.cumsum(1), (0, 0, 0, 0, 1, 0))  # before the second state there are none
     after_present = (pairs * seen[..., None]).sum(2)
     counts = {"uniform": torch.zeros_like(seen), "unigram": seen.cumsum(1), "bigram": after_present}
-    return {
-        name: -((count + 1) / (count + 1).sum(2, keepdim=True)).gather(2, following)[..., 0].log()
-        for name, count in counts.items()
-    }
+    return {name: ((count + 1) / (count + 1).sum(2, keepdim=True)).log() for name, count in counts.items()}
 
 
-def bigram_gain(sequences: torch.Tensor) -> list[str]:
+def losses_of_guesses(sequences: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each guess loses at every state of every sequence, (N, T)."""
+    following = sequences[:, 1:, None]
+    return {name: -guess.gather(2, following)[..., 0] for name, guess in simple_guesses(sequences).items()}
+
+
+def whole(sequences: torch.Tensor) -> TensorDataset:
+    """Sequences with a weight for the loss at every state: of these each counts alike."""
+    return TensorDataset(sequences, torch.ones(len(sequences), CONTEXT))
+
+
+def kinds_of_tokens(sequences: torch.Tensor) -> tuple[TensorDataset, list[str]]:
+    """Every sequence once for each kind of token in it, with the weights that make its loss that of this kind alone.
+
+    By how probable the bigram thinks the state that came, compared with the unigram: 1.5 times as much, or as little.
+    """
+    losses = losses_of_guesses(sequences)
+    gain = (losses["unigram"] - losses["bigram"]).exp()
+    kinds = {"bigram_knows": gain > 1.5, "alike": (gain <= 1.5) & (gain >= 1 / 1.5), "bigram_errs": gain < 1 / 1.5}
+    rows = [(sequence, one, name) for name, kind in kinds.items() for sequence, one in enumerate(kind) if one.any()]
+    weights = torch.stack([one * CONTEXT / one.sum() for _, one, _ in rows])
+    return TensorDataset(sequences[[row[0] for row in rows]], weights), [row[2] for row in rows]
+
+
+def chances_of_bigram(sequences: torch.Tensor) -> list[str]:
     """How much the bigram knows of a sequence that the unigram does not, in thirds."""
-    losses = reference_losses(sequences)
+    losses = losses_of_guesses(sequences)
     gain = (losses["unigram"] - losses["bigram"]).mean(1)
-    thirds = torch.bucketize(gain, gain.quantile(torch.tensor([1 / 3, 2 / 3], dtype=gain.dtype)))
-    return [("low", "middle", "high")[third] for third in thirds.tolist()]
+    thirds = torch.bucketize(gain, gain.quantile(torch.tensor([1 / 3, 2 / 3])))
+    return [("little_order", "some_order", "much_order")[third] for third in thirds.tolist()]
 
 
 # ----------------------------------------------------------------------------------------------------------- the model
@@ -150,22 +185,31 @@ def logits(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     return module(batch[0][:, :-1])
 
 
+def log_probabilities(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """What is followed: logits that differ by a constant are one prediction, and at no distance."""
+    return logits(module, batch).log_softmax(-1)
+
+
+def predicted_and_true(module: nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return logits(module, batch).flatten(0, 1), batch[0][:, 1:].flatten()
+
+
 def next_state_losses(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
-    """Loss at every state of every sequence, shape (B, T)."""
-    return cross_entropy(logits(module, batch).mT, batch[0][:, 1:], reduction="none")
+    """Loss at every state of every sequence, times its weight, shape (B, T)."""
+    sequences, weights = batch
+    return weights * cross_entropy(logits(module, batch).mT, sequences[:, 1:], reduction="none")
 
 
 # ------------------------------------------------------------------------------------------------------------ the heads
-def make_refinements(model: Transformer) -> tuple[dict[str, Refinement], dict[str, Refinement]]:
-    """Heads, and whatever else has an LLC of its own."""
-    layers, heads = len(model.blocks), dict[str, Refinement]()
-    for layer in range(layers):
-        heads |= attention_heads(model, f"blocks.{layer}.attn")
-    others = {f"layer{layer}": Refinement(f"blocks.{layer}") for layer in range(layers)}
-    others["embeddings"] = Refinement(["states", "positions"])
-    others["unembed"] = Refinement("unembed")
-    others["function"] = Refinement(loss_fn=behavioral(logits))
-    return heads, others
+def make_refinements(model: Transformer) -> dict[str, Refinement]:
+    """Heads, and what else has an LLC of its own; measured in turn, in halves of like parts."""
+    parts = {}
+    for layer in range(len(model.blocks)):
+        heads = attention_heads(model, f"blocks.{layer}.attn").values()
+        parts |= {f"head{layer}.{number}": head for number, head in enumerate(heads)}
+        if layer == 0:
+            parts["function"] = Refinement(loss_fn=behavioral(logits))
+    return parts | {"embeddings": Refinement(["states", "positions"])}
 
 
 class Ablation:
@@ -179,157 +223,240 @@ class Ablation:
             for head in range(block.attn.heads):
                 kept = columns[:, head].clone()
                 columns[:, head] = 0
-                found[f"blocks.{layer}.attn.h{head}"] = fork.loss() - whole
+                found[f"head{layer}.{head}"] = fork.loss() - whole
                 columns[:, head] = kept
         return found
 
 
 # ------------------------------------------------------------------------------------------------------------- the LLC
+def make_observables(reference: torch.Tensor) -> dict[str, Observable]:
+    asked, kinds = kinds_of_tokens(reference[:ASKED])
+    guesses = {
+        name: lambda batch, name=name: simple_guesses(batch[0])[name] for name in ("uniform", "unigram", "bigram")
+    }
+    return {
+        "llc": LLC(),
+        "susceptibility": Susceptibility(asked, labels=kinds),
+        "influence": Influence(asked, labels=chances_of_bigram(reference), query_labels=kinds),
+        "trajectory": TrajectoryPCA(whole(reference[:FOLLOWED]), log_probabilities, references=guesses),
+        "compressibility": Compressibility(tolerance=0.02),  # a fifth of what the bigram gains
+        "behavior": Metrics({"accuracy": MulticlassAccuracy(STATES, average="micro")}, predicted_and_true),
+        "ablation": Ablation(),
+    }
+
+
 def make_monitor(
     model: Transformer, reference: torch.Tensor, schedule: Callable[[int], bool], args: argparse.Namespace
 ) -> SLTMonitor:
     sampler = SamplerConfig(
         localization=100.0,  # chains forget in some five steps: R-hat is near 1, and 20 times the steps tell the same
-        num_draws=20,
+        num_draws=16,
         num_steps_bw_draws=3,  # a draw costs the losses of all probes: of neighbours one is enough
         batch_size=4,  # many cheap steps tell more than a few exact ones
     )
     if args.smoke:
         sampler = SamplerConfig(num_chains=2, num_draws=4, num_burnin_steps=4, batch_size=4)
-    heads, others = make_refinements(model)
-    probes = reference[:PROBES]
+    refinements = make_refinements(model)
     return SLTMonitor(
-        TensorDataset(reference),
+        whole(reference),
         loss_fn=next_state_losses,
-        observables={
-            "llc": LLC(),
-            "chi": Susceptibility(TensorDataset(probes), labels=bigram_gain(probes)),
-            "ablation": Ablation(),
-        },
+        observables=make_observables(reference),
         sampler=sampler,
         num_samples=REFERENCE,
         schedule=schedule,
-        refinements=heads | others,
+        refinements=refinements,
+        refinements_at_once=(len(refinements) + 1) // 2,  # each is measured every second time
         max_overhead=None,  # a real run keeps the default, 10 %; in a demo that is a measurement or two
-        sinks=[FileSink(args.output_dir / "slt")],
+        on_event=[Alert()],  # where a stage begins; online W&B sends it by mail or to Slack
+        sinks=[WandbSink(), FileSink(args.output_dir / "slt")],
         seed=args.seed,
     )
 
 
+# ----------------------------------------------------------------------------------------------------------------- W&B
+def wandb_mode() -> str | None:
+    """How to log: offline where there is no account or no network, for W&B itself would ask, or wait."""
+    if os.environ.get("WANDB_MODE"):
+        return None  # the user has decided, and W&B obeys
+    try:
+        if wandb.login(prompt=False):
+            return "online"
+        reason = "no API key found"
+    except wandb.Error as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+    print(f"W&B: logging offline ({reason}).")
+    return "offline"
+
+
+def where_to_look(run: wandb.Run) -> str:
+    if run.disabled:
+        return "W&B is disabled: what is printed and the files are all there is."
+    return f"The run:    wandb leet {Path(run.settings.sync_file).parent}" if run.offline else f"The run:    {run.url}"
+
+
 # --------------------------------------------------------------------------------------------------------- the results
-def at_unigram(history: list[Measurement], losses: dict[str, float]) -> Measurement:
-    """Where the network has learned the unigram and no more: the measurement whose loss is nearest to it."""
-    return min(history, key=lambda measurement: abs(measurement["llc"]["reference_loss"] - losses["unigram"]))
+Table = dict[str, dict[str, float]]
 
 
-def table_of_heads(before: Measurement, end: Measurement) -> dict[str, dict[str, float]]:
+def loss_of(measurement: Measurement) -> float:
+    return measurement["llc"]["reference_loss"]
+
+
+def at_unigram(history: Sequence[Measurement], losses: dict[str, float]) -> Measurement:
+    """Where the network knows the unigram and no more: the measurement whose loss is nearest to it."""
+    return min(history, key=lambda measurement: abs(loss_of(measurement) - losses["unigram"]))
+
+
+def crossing(history: Sequence[Measurement], loss: float) -> Measurement | None:
+    """The first measurement with a lower loss."""
+    return next((measurement for measurement in history if loss_of(measurement) < loss), None)
+
+
+def nearest(history: Sequence[Measurement], part: str, step: int) -> Measurement:
+    """The measurement of a part that is nearest to a step: they are measured in turn."""
+    measured = [measurement for measurement in history if part in measurement.refinements]
+    return min(measured, key=lambda measurement: abs(measurement.step - step))
+
+
+def table_of_heads(history: Sequence[Measurement], plateau: Measurement) -> dict[str, dict[str, float]]:
     """What is known of every head at the unigram plateau and at the end."""
-    heads = list(end["ablation"])
-    chi = end["chi"]["matrix"][:, [end["chi"]["columns"].index(head) for head in heads]]
-    shares = chi.square().sum(0) / chi.square().sum()  # heads are of one size, so that raw values compare
-    return {
-        head: {
+    end, table = history[-1], {}
+    for head in end["ablation"]:
+        before, after = (nearest(history, head, one.step) for one in (plateau, end))
+        table[head] = {
             "llc_before": before.refinements[head]["llc"]["mean"],
             "llc_before_stderr": before.refinements[head]["llc"]["stderr"],
-            "llc": end.refinements[head]["llc"]["mean"],
-            "llc_stderr": end.refinements[head]["llc"]["stderr"],
-            "chi_share": share,
-            "ablation_before": before["ablation"][head],
+            "llc": after.refinements[head]["llc"]["mean"],
+            "llc_stderr": after.refinements[head]["llc"]["stderr"],
+            "ablation_before": plateau["ablation"][head],
             "ablation": end["ablation"][head],
+            "chi_knows": after["susceptibility"][f"bigram_knows_to_{head}"],
+            "chi_errs": after["susceptibility"][f"bigram_errs_to_{head}"],
         }
-        for head, share in zip(heads, shares.tolist(), strict=True)
-    }
+    return table
 
 
-def agreement(heads: dict[str, dict[str, float]], measure: str) -> float:
-    """Rank correlation (Spearman) of a measure with the loss that a head is worth, mean over layers."""
-    layers: dict[str, list[dict[str, float]]] = {}
-    for name, row in heads.items():
-        layers.setdefault(name.rpartition(".")[0], []).append(row)
-    found = [
-        spearmanr([row[measure] for row in rows], [row["ablation"] for row in rows]).statistic
-        for rows in layers.values()
-    ]
-    return float(sum(found) / len(found))
+def carrier(heads: dict[str, dict[str, float]]) -> str:
+    """The head of the first layer that the network can do without least."""
+    return max((head for head in heads if head.startswith("head0.")), key=lambda head: heads[head]["ablation"])
 
 
-def print_history(history: list[Measurement]) -> None:
-    print(f"\n{'step':>6}  {'loss':>6}  {'LLC':>6} +- {'stderr':<6}  {'R-hat':>5}  {'worst of a part':>15}  function")
+def print_history(history: Sequence[Measurement]) -> None:
+    print(f"\n{'':>6}  {'':>6}  {'':>16}  {'':>5}  {'accu-':>8}  {'distance, in log-probabilities, to':^36}  critical")
+    print(
+        f"{'step':>6}  {'loss':>6}  {'LLC':>6} +- {'stderr':<6}  {'R-hat':>5}  {'racy':>8}  "
+        f"{'uniform':>10}  {'unigram':>10}  {'bigram':>10}    {'bits':>8}"
+    )
     for measurement in history:
-        llc, parts = measurement["llc"], measurement.refinements
-        worst = max(part["health"]["rhat"] for part in parts.values())
+        llc, path = measurement["llc"], measurement["trajectory"]
         print(
             f"{measurement.step:>6}  {llc['reference_loss']:>6.4f}  {llc['mean']:>6.2f} +- {llc['stderr']:<6.2f}  "
-            f"{measurement['health']['rhat']:>5.2f}  {worst:>15.2f}  {parts['function']['llc']['mean']:>8.2f}"
+            f"{measurement['health']['rhat']:>5.2f}  {measurement['behavior']['accuracy']:>8.3f}  "
+            f"{path['distance/uniform']:>10.3f}  {path['distance/unigram']:>10.3f}  {path['distance/bigram']:>10.3f}  "
+            f"  {measurement['compressibility']['critical_bits']:>8.2f}"
         )
 
 
-def print_losses(history: list[Measurement], losses: dict[str, float]) -> None:
-    print(f"\n{'':<16} loss")
-    for name, value in losses.items():
-        below = next((m.step for m in history if m["llc"]["reference_loss"] < value), None)
-        reached = "not reached" if below is None else f"passed by step {below}"
-        print(f"{name:<16} {value:.4f}  {reached}")
-    plateau, end = at_unigram(history, losses), history[-1]
-    for name, measurement in (("network, plateau", plateau), ("network, end", end)):
-        print(f"{name:<16} {measurement['llc']['reference_loss']:.4f}  at step {measurement.step}")
+def print_what_it_knows(history: Sequence[Measurement], losses: dict[str, float]) -> None:
+    """The plateaus of the loss beside what the guesses lose."""
+    told = {"uniform": "all states alike", "unigram": "those seen often", "bigram": "what followed before"}
+    near = {"uniform": history[0], "unigram": at_unigram(history, losses), "bigram": history[-1]}
+    print("\nWhat the network knows, by its loss (nats a state, on sequences that it never learned from):")
+    for guess, loss in losses.items():
+        found, passed = near[guess], crossing(history, loss)
+        print(
+            f"  {guess:<7}  {told[guess]:<20}  {loss:.4f}   network {loss_of(found):.4f} at step {found.step:>4} "
+            f"({loss_of(found) / loss - 1:+.1%}), {'never below' if passed is None else f'below from {passed.step}'}"
+        )
 
 
-def print_stages(monitor: SLTMonitor) -> None:
-    print("\nThe stages:")
+def print_stages(monitor: SLTMonitor, losses: dict[str, float]) -> None:
+    """What was announced, how long after the loss had shown it, and what changed there."""
+    steps = [measurement.step for measurement in monitor.history]
+    passed = crossing(monitor.history, losses["unigram"])
+    changes = {found.stage: str(found) for found in monitor.changes}
+    print("\nThe stages, as the LLC told them:")
     for stage in monitor.stages:
         told = "" if stage.announced_at_step is None else f", announced at step {stage.announced_at_step}"
         print(
-            f"  {stage.type:<8} steps {stage.start_step:>4} to {stage.end_step:>4}: "
+            f"  {stage.type:<7}  steps {stage.start_step:>4} to {stage.end_step:>4}: "
             f"LLC {stage.llc_start:5.2f} -> {stage.llc_end:5.2f}{told}"
         )
+        if changes.get(stage.stage):
+            print(f"           changed most: {changes[stage.stage]}")
+    told = [stage.announced_at_step for stage in monitor.stages if stage.announced_at_step is not None]
+    if passed is not None and told:
+        first = min(told, key=lambda step: abs(steps.index(step) - steps.index(passed.step)))
+        late = steps.index(first) - steps.index(passed.step)
+        print(
+            f"  The loss crossed that of the unigram at step {passed.step}; a boundary was announced at step {first}, "
+            f"{abs(late)} measurements {'later' if late >= 0 else 'before'}."
+        )
 
 
-def print_heads(heads: dict[str, dict[str, float]], before: Measurement, end: Measurement) -> None:
-    print(f"\n{'':<16}  {'refined LLC':^36}  {'loss without it':^19}  {'chi, share':>10}")
-    steps = f"step {before.step}", f"step {end.step}"
-    print(f"{'head':<16}  {steps[0]:>16}  {steps[1]:>18}  {steps[0]:>9} {steps[1]:>9}  {'of squares':>10}")
+def print_heads(heads: dict[str, dict[str, float]], plateau: Measurement, end: Measurement) -> None:
+    steps = f"step {plateau.step}", f"step {end.step}"
+    print(f"\n{'':<9}  {'refined LLC, about':^36}  {'loss without it':^19}  {'works for tokens that the bigram':^32}")
+    print(f"{'head':<9}  {steps[0]:>16}  {steps[1]:>18}  {steps[0]:>9} {steps[1]:>9}  {'knows':>15} {'errs on':>16}")
     for head, row in heads.items():
         print(
-            f"{head:<16}  {row['llc_before']:>7.3f} +- {row['llc_before_stderr']:.3f}  {row['llc']:>9.3f} +- "
+            f"{head:<9}  {row['llc_before']:>7.3f} +- {row['llc_before_stderr']:.3f}  {row['llc']:>9.3f} +- "
             f"{row['llc_stderr']:.3f}  {row['ablation_before']:>+9.4f} {row['ablation']:>+9.4f}  "
-            f"{row['chi_share']:>10.1%}"
+            f"{row['chi_knows']:>15.2f} {row['chi_errs']:>16.2f}"
         )
+    print("(Below 0 a head works for such tokens, above 0 against them, compared with the other parts.)")
+    best = carrier(heads)
+    others = [row["llc"] for head, row in heads.items() if head.startswith("head0.") and head != best]
+    beside = f", beside {min(others):.2f} to {max(others):.2f} of the others" if others else ""
     print(
-        "Do they put the heads of a layer in the order of what the network loses without them? (1: yes, 0: by chance)"
-    )
-    for name, measure in (("refined LLC", "llc"), ("susceptibility", "chi_share")):
-        print(f"  {name:<14} {agreement(heads, measure):+.2f}")
-    print(
-        f"Susceptibilities: all parts alike {end['chi']['uniform_share']:.0%}, then {end['chi']['pc1_share']:.0%}, "
-        f"{end['chi']['pc2_share']:.0%}, {end['chi']['pc3_share']:.0%}."
+        f"Of the first layer the network needs {best} most: without it the loss is "
+        f"{heads[best]['ablation']:.3f} higher.\nIts refined LLC is {heads[best]['llc']:.2f}{beside}."
     )
 
 
-def draw_figure(monitor: SLTMonitor, losses: dict[str, float], path: Path) -> None:
-    """Refined LLCs of the heads, the loss with its milestones, and the LLC."""
-    history = monitor.history
-    steps = [measurement.step for measurement in history]
-    panels: dict[str, dict[str, Any]] = {}
-    for head in history[-1]["ablation"]:
-        path_of_layer, _, name = head.rpartition(".")
-        curve = (steps, [measurement.refinements[head]["llc"]["mean"] for measurement in history])
-        panels.setdefault(f"refined LLC\n{path_of_layer}", {})[name] = curve
-    title = "A transformer learns to learn in context: the LLC rises with the bigram, and most in the heads that do it"
-    figure = stage_figure(history, monitor.stages, monitor.events, panels=panels, title=title)
-    axes = figure.axes[-2]
+def draw_figure(monitor: SLTMonitor, losses: dict[str, float], heads: dict[str, dict[str, float]]) -> Figure:
+    """Refined LLCs of the heads, the loss with its milestones, and the LLC with its stages."""
+    history, best = monitor.history, carrier(heads)
+    title = (
+        "A transformer learns in context: its loss goes from one way of guessing to the next,\n"
+        "its LLC rises with them, and the head that carries the last becomes complex"
+    )
+    panel = "refined LLC\nof each head"
+    figure = stage_figure(history, monitor.stages, monitor.events, panels={panel: {}}, title=title)
+    of_heads, loss, _ = figure.axes
+    for head in sorted(heads, key=lambda head: head == best):
+        measured = [measurement for measurement in history if head in measurement.refinements]
+        steps = [measurement.step for measurement in measured]
+        means = [measurement.refinements[head]["llc"]["mean"] for measurement in measured]
+        style = {"color": "#D55E00", "linewidth": 2.5} if head == best else {"color": "0.55", "linewidth": 1}
+        of_heads.plot(steps, means, **style)
+        if head == best:
+            of_heads.annotate(
+                f"{head}: without it\nthe loss is {heads[head]['ablation']:.2f} higher",
+                (steps[-1], means[-1]),
+                (-12, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                color="#D55E00",
+            )
     for name, value in losses.items():
-        axes.axhline(value, color="0.4", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            name, (1, value), (-4, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+        loss.axhline(value, color="0.4", linewidth=0.8, linestyle="--")
+        loss.annotate(
+            f"{name} guess",
+            (1, value),
+            (-4, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
         )
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Train a small transformer on Markov chains, and measure its heads while it learns in context.",
+        description="Train a small transformer on Markov chains, and watch it learn in context.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--max-steps", type=int, default=1500, help="length of the training in optimizer steps")
@@ -346,7 +473,16 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def fit(args: argparse.Namespace, schedule: Callable[[int], bool]) -> tuple[SLTMonitor, dict[str, float]]:
+def make_schedule(args: argparse.Namespace) -> Callable[[int], bool]:
+    """Log-spaced for the fast beginning, and then evenly: the bigram takes its time."""
+    if args.smoke:
+        return log_linear_steps(args.max_steps, num_log=4)
+    return log_linear_steps(args.max_steps, num_log=24, every=max(args.max_steps // 12, 1))
+
+
+def fit(
+    args: argparse.Namespace, schedule: Callable[[int], bool], logger: WandbLogger | bool = False
+) -> tuple[SLTMonitor, dict[str, float]]:
     """Train once; returns what was measured, and what the simple guesses lose on the same sequences."""
     pl.seed_everything(args.seed, verbose=False)
     sequences, reference = markov_chains(POOL), markov_chains(REFERENCE)
@@ -356,35 +492,46 @@ def fit(args: argparse.Namespace, schedule: Callable[[int], bool]) -> tuple[SLTM
         max_steps=args.max_steps,
         callbacks=[monitor],
         accelerator="cpu",  # a model this small gains nothing from a GPU
-        logger=False,
+        logger=logger,
+        log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=not args.smoke,
         default_root_dir=args.output_dir,
     )
-    trainer.fit(model, DataLoader(TensorDataset(sequences), BATCH_SIZE, shuffle=True))
-    return monitor, {name: float(losses.mean()) for name, losses in reference_losses(reference).items()}
+    trainer.fit(model, DataLoader(whole(sequences), BATCH_SIZE, shuffle=True))
+    return monitor, {name: float(losses.mean()) for name, losses in losses_of_guesses(reference).items()}
 
 
-def main() -> None:
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> tuple[SLTMonitor, dict[str, float]]:
+    """Train, and tell the story."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    logger = WandbLogger(
+        project="slt-in-context-markov",
+        save_dir=args.output_dir,
+        mode=wandb_mode(),
+        settings=wandb.Settings(quiet=True),
+    )
     start = time.perf_counter()
-    # Log-spaced for the fast beginning, and then evenly: the bigram takes its time
-    monitor, losses = fit(args, log_linear_steps(args.max_steps, num_log=9, every=max(args.max_steps // 7, 1)))
+    monitor, losses = fit(args, make_schedule(args), logger)
     total = time.perf_counter() - start
+    logger.experiment.finish()
 
-    before, end = at_unigram(monitor.history, losses), monitor.history[-1]
+    plateau, end = at_unigram(monitor.history, losses), monitor.history[-1]
+    heads = table_of_heads(monitor.history, plateau)
     print_history(monitor.history)
-    print_losses(monitor.history, losses)
-    print_stages(monitor)
-    print_heads(table_of_heads(before, end), before, end)
+    print_heads(heads, plateau, end)
+    print_what_it_knows(monitor.history, losses)
+    print_stages(monitor, losses)
     measuring = sum(measurement["cost"]["seconds"] for measurement in monitor.history)
     print(f"\n{len(monitor.history)} measurements took {measuring:.0f} s of {total:.0f} s ({measuring / total:.0%}).")
     path = args.output_dir / "in_context_markov.png"
-    draw_figure(monitor, losses, path)
+    draw_figure(monitor, losses, heads).savefig(path, dpi=150)
     print(f"The figure: {path}")
+    print(f"More:       {args.output_dir / 'slt'}")
+    print(where_to_look(logger.experiment))
+    return monitor, losses
 
 
 if __name__ == "__main__":
-    main()
+    run(parse_arguments())
