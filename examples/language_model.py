@@ -12,6 +12,8 @@ import argparse
 import logging
 import math
 import os
+import shutil
+import sys
 import sysconfig
 import time
 import warnings
@@ -159,7 +161,17 @@ def wandb_mode() -> str | None:
 def where_to_look(run: wandb.Run) -> str:
     if run.disabled:
         return "W&B is disabled: the table and the figure are all there is."
-    return f"The run:    wandb leet {Path(run.settings.sync_file).parent}" if run.offline else f"The run:    {run.url}"
+    if not run.offline:
+        return f"The run:    {run.url}"
+    return f"The run:    {wandb_command()} leet {Path(run.settings.sync_file).parent}"
+
+
+def wandb_command() -> str:
+    """W&B's own command as it can be typed here: it need not be on the PATH of who types `make demo`."""
+    beside, here = Path(sys.executable).with_name("wandb"), Path.cwd()
+    if shutil.which("wandb"):
+        return "wandb"
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 # --------------------------------------------------------------------------------------------------------- the results
