@@ -115,11 +115,13 @@ class Influence(SnapshotObservable):
         self._query_labels = None if query_labels is None else Labels(query_labels, "query_labels")
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
-        """Refuse, before training, labels, an order or a size that do not fit.
+        """Begin a run, and refuse, before training, labels, an order or a size that do not fit.
 
         Raises:
             ValueError: If so.
         """
+        self.begin()
+        self.order, self.query_order = self._given_order, self._given_query_order
         if self.labels is not None:
             self.labels.check(reference.source_size, reference.indices, "reference")
         check_order(self._given_order, len(reference))

@@ -76,11 +76,13 @@ class LossKernel(SnapshotObservable):
         self.labels = None if labels is None else Labels(labels, "labels")
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
-        """Refuse, before training, labels, an order or a size that do not fit.
+        """Begin a run, and refuse, before training, labels, an order or a size that do not fit.
 
         Raises:
             ValueError: If so.
         """
+        self.begin()
+        self.order = self._given_order
         if self.labels is not None:
             self.labels.check(reference.source_size, reference.indices, "reference")
         check_entries(len(reference), len(reference), "a loss kernel", "lower `num_samples`")

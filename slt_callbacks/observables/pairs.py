@@ -49,6 +49,10 @@ class SnapshotObservable(ABC):
         self._moments = ChainMoments(reference.num_draws, self._statistic())
         self._computed = None
 
+    def begin(self) -> None:
+        """A run begins: there is nothing to compare with."""
+        self._last = self._computed = None
+
     def discard(self, chain: int) -> None:
         """Take back the draws of a chain that failed."""
         self._moments.discard(chain)
