@@ -35,8 +35,8 @@ def changes_between(history: Sequence[Measurement], before: Stage, after: Stage)
 
     The numbers are those that are logged of the observables and of the refinements, each taken where it was measured,
     and the metrics of the trainer that were asked for.
-    What does not count: ``health`` and ``cost``, the names ``stderr``, ``std`` and ``num_train_samples``, ``null_1``
-    and so on, names that end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
+    What does not count: ``health`` and ``cost``, the names ``stderr``, ``std``, ``num_train_samples``, ``null_1`` and
+    so on, names that end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
 
     Args:
         history: Measurements in order, as in ``monitor.history``.
