@@ -121,8 +121,11 @@ class Rows:
     def _define(self, scalars: Mapping[str, Any]) -> None:
         """By its own name each: a glob would conflict with WandbLogger's."""
         for key in scalars.keys() - self._defined:
-            if key == keys.STEP:
+            if "*" in key:  # a name such as "L*" is a pattern to W&B, or refused: it goes without an axis of ours
+                pass
+            elif key == keys.STEP:
                 self.run.define_metric(key)
             elif key.startswith(f"{keys.PREFIX}/"):  # the stage and the jump of a run too
-                self.run.define_metric(key, step_metric=keys.STEP, summary="last,max")
+                # A bare dot would be that of a nested number, and "head0.1" would go without an axis.
+                self.run.define_metric(key.replace(".", r"\."), step_metric=keys.STEP, summary="last,max")
             self._defined.add(key)

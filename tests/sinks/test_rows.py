@@ -119,6 +119,23 @@ class TestARunOfOursAlone:
         assert all(row.keys() >= {"slt/step", "trainer/global_step"} for row in rows), "no row is empty"
         assert len(rows) == len(expected)
 
+    def test_a_name_with_a_star_costs_no_row(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        logger = offline_logger(tmp_path, monkeypatch)
+        rows = Rows(logger.experiment)
+        rows.add({"slt/step": 3, "slt/own/L* of w*": 1.5, "slt/own/w*": 2.5, "slt/own/plain": 3.5}, 3)
+        rows.close(3)
+        kept = [{key: row[key] for key in row if key.startswith("slt/")} for row in history(logger)]
+        assert kept == [{"slt/step": 3, "slt/own/L* of w*": 1.5, "slt/own/w*": 2.5, "slt/own/plain": 3.5}]
+
+    def test_a_name_with_a_dot_has_the_same_axis(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = offline_logger(tmp_path, monkeypatch).experiment
+        rows, names = Rows(run), ("slt/llc/head/mean", "slt/llc/blocks.0.attn.h1/mean")
+        for step in (3, 4):
+            rows.add({"slt/step": step} | dict.fromkeys(names, 1.5 - step), step)
+        rows.close(5)
+        assert [dict(run.summary[name]) for name in names] == [{"last": -2.5, "max": -1.5}] * 2
+        run.finish()
+
     def test_the_last_one_survives_an_exception(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Stops(pl.Callback):
             def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
