@@ -254,6 +254,19 @@ class TestOneRow:
         assert not bad.pictures
         assert digest(good["trajectory"]) == digest(whole[1][-1]["trajectory"])
 
+    def test_references_are_asked_once_a_run(self) -> None:
+        asked: list[float] = []
+
+        def predictor(batch: torch.Tensor) -> torch.Tensor:
+            asked.append(3.0 * len(asked))
+            return torch.full((len(batch), 2), asked[-1])
+
+        trajectory = TrajectoryPCA([PROBES], references={"other": predictor})
+        for number in range(2):  # of another run it may be another
+            one = estimator(trajectory)
+            found = [measured(one, torch.zeros(40), step)["trajectory"]["distance/other"] for step in range(3)]
+            assert found == [3.0 * number] * 3
+
     def test_published_rows_are_not_written_over(self) -> None:
         one = estimator(TrajectoryPCA([PROBES]))
         kept = [measured(one, row, step).matrices["trajectory/rows"] for row, step in zip(walk(), STEPS, strict=True)]
