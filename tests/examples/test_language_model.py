@@ -1,15 +1,19 @@
 """The main job as a user runs it: a script in its own process, without a W&B account."""
 
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "language_model.py"
 
@@ -29,6 +33,30 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def loaded(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> ModuleType:
+    """A script as a module, under a command line: a process of its own would take seconds to import what is here."""
+    spec = importlib.util.spec_from_file_location(f"example_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [script.name, *arguments])
+    return module
+
+
+def check_help(
+    script: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What `--help` prints, every flag with words of its own and its default."""
+    with pytest.raises(SystemExit) as told:
+        loaded(script, monkeypatch, "--help").main()
+    assert told.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for flag in flags:
+        assert re.search(rf" {flag} [^(]*[a-z]{{4}}[^(]*\(default: ", text), flag
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +113,19 @@ def test_smoke_leaves_a_run_that_leet_can_read(smoke: tuple[Path, str]) -> None:
     assert np.isfinite(found).all()
 
 
-def test_the_whole_story_has_at_least_twenty_measurements(home: Path) -> None:
-    code = (
-        "import runpy, sys, torch\n"
-        "example = runpy.run_path(sys.argv.pop())\n"
-        "arguments = example['parse_arguments']()\n"
-        "windows = torch.utils.data.TensorDataset(torch.zeros(256, 65).long())\n"
-        "monitor = example['make_monitor'](windows, arguments)\n"
-        "due = [step for step in range(1, arguments.max_steps + 1) if monitor._run.trigger.at_step(step)]\n"
-        "print(len(due), due[-1], monitor._asked.max_overhead)"
-    )
-    result = run("-c", code, str(SCRIPT), folder=home)
-    assert result.returncode == 0, result.stderr
-    measurements, last, max_overhead = result.stdout.split()
-    assert int(measurements) >= 20
-    assert (last, max_overhead) == ("4000", "None"), "up to the end, and none is left out"
+def test_the_whole_story_has_at_least_twenty_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = loaded(SCRIPT, monkeypatch)
+    arguments = example.parse_arguments()
+    monitor = example.make_monitor(TensorDataset(torch.zeros(256, 65).long()), arguments)
+    due = [step for step in range(1, arguments.max_steps + 1) if monitor._run.trigger.at_step(step)]
+    assert len(due) >= 20
+    assert (due[-1], monitor._asked.max_overhead) == (4000, None), "up to the end, and none is left out"
 
 
-def test_help_explains_every_flag(home: Path) -> None:
-    result = run(str(SCRIPT), "--help", folder=home)
-
-    assert result.returncode == 0, result.stderr
-    text = " ".join(result.stdout.split())
-    for flag in ("--max-steps", "--d-model", "--layers", "--seed", "--output-dir", "--smoke"):
-        assert re.search(rf" {flag} [^(]*[a-z]{{4}}[^(]*\(default: ", text), flag
-    assert "(default: 4000)" in text
-    assert not (home / "runs").exists()
+def test_help_explains_every_flag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--max-steps", "--d-model", "--layers", "--seed", "--output-dir", "--smoke")
+    assert "(default: 4000)" in check_help(SCRIPT, flags, monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
