@@ -13,8 +13,10 @@ from slt_callbacks.replay.command import main
 from tests.problems import TWO_SAMPLES, Quadratic, Weights
 from tests.training import Regression
 
-H = torch.tensor([0.3, 1.0, 1.0, 3.0])
-LONG = SamplerConfig(SGLD(), num_chains=8, num_draws=1500, num_burnin_steps=200, engine="vectorized")
+H = torch.tensor([0.3, 1.0, 1.0, 3.0]).repeat(8)  # eight independent copies: less noise for the price of one
+LONG = SamplerConfig(
+    SGLD(), num_chains=8, num_draws=120, num_burnin_steps=200, num_steps_bw_draws=6, engine="vectorized"
+)
 
 
 def exact(nbeta: float, localization: float) -> float:
@@ -24,7 +26,7 @@ def exact(nbeta: float, localization: float) -> float:
 
 @pytest.fixture(scope="module")
 def found() -> Calibration:
-    return calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0], sampler=LONG)
+    return calibrate(Weights(len(H)), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0], sampler=LONG)
 
 
 def test_the_recommended_setting_gives_the_exact_value(found: Calibration) -> None:
@@ -59,7 +61,7 @@ def test_a_long_step_is_biased_as_the_formula_says(found: Calibration) -> None:
 
 @pytest.fixture(scope="module")
 def averaged() -> Calibration:
-    return calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0])
+    return calibrate(Weights(len(H)), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0])
 
 
 def test_averaged_noise_has_no_bias_up_to_where_it_is_no_longer_stable(averaged: Calibration) -> None:
@@ -103,11 +105,11 @@ def test_a_dynamics_whose_step_cannot_be_changed_is_refused() -> None:
         step = SGLD.step
 
     with pytest.raises(TypeError, match=r"a dataclass with a field `step_size`.*Odd is none"):
-        calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), sampler=SamplerConfig(Odd()))  # type: ignore[arg-type]
+        calibrate(Weights(len(H)), TWO_SAMPLES, Quadratic(H), sampler=SamplerConfig(Odd()))  # type: ignore[arg-type]
 
 
 def test_steps_that_diverge_are_told_and_nothing_is_recommended() -> None:
-    found = calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), step_sizes=[10.0, 20.0], nbetas=[100.0])
+    found = calibrate(Weights(len(H)), TWO_SAMPLES, Quadratic(H), step_sizes=[10.0, 20.0], nbetas=[100.0])
     assert {point.verdict for point in found.points} == {"diverges"}
     assert all(math.isnan(point.llc) for point in found.points)
     assert found.recommended is None
@@ -119,7 +121,7 @@ def test_every_point_is_told_as_it_is_found() -> None:
     told: list[tuple[str, int]] = []
     quick = SamplerConfig(SGLD(), num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=None)
     calibrate(
-        Weights(4),
+        Weights(len(H)),
         TWO_SAMPLES,
         Quadratic(H),
         step_sizes=[1e-3, 1e-4],
@@ -133,7 +135,7 @@ def test_every_point_is_told_as_it_is_found() -> None:
 @pytest.mark.parametrize("name", ["step_sizes", "nbetas", "localizations"])
 def test_an_empty_list_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` to hold at least one number"):
-        calibrate(Weights(4), TWO_SAMPLES, Quadratic(H), **{name: []})
+        calibrate(Weights(len(H)), TWO_SAMPLES, Quadratic(H), **{name: []})
 
 
 def test_the_figure_shows_every_panel_line_and_the_star(found: Calibration, tmp_path: Path) -> None:

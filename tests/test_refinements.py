@@ -30,9 +30,9 @@ from tests.processes import on_ranks
 NBETA, GAMMA = 50.0, 5.0
 
 
-def long(step_size: float, chains: int = 16, draws: int = 150, **changes: Any) -> SamplerConfig:
+def long(step_size: float, chains: int = 16, draws: int = 80, **changes: Any) -> SamplerConfig:
     """Averaged noise has no bias on quadratics, and many chains at once are one program."""
-    told: dict[str, Any] = {"nbeta": NBETA, "localization": GAMMA, "num_burnin_steps": 30, "batch_size": None}
+    told: dict[str, Any] = {"nbeta": NBETA, "localization": GAMMA, "num_burnin_steps": 15, "batch_size": None}
     told |= {"engine": "vectorized", "num_steps_bw_draws": 3}
     return SamplerConfig(LeimkuhlerMatthews(step_size), num_chains=chains, num_draws=draws, **(told | changes))
 
@@ -109,7 +109,7 @@ class TestWeights:
     def test_no_two_of_them_draw_the_same_noise(self, blocks: Measurement) -> None:
         traces = [blocks.refinements[name]["llc"]["loss_trace"] for name in ("a", "b")]
         correlation = torch.corrcoef(torch.stack([trace.flatten() for trace in traces]))[0, 1]
-        assert abs(float(correlation)) < 0.1
+        assert abs(float(correlation)) < 0.15  # five standard errors of 1280 draws
 
     def test_an_automatic_step_is_that_of_the_part(self) -> None:
         config = long(0.01, chains=2, draws=20)

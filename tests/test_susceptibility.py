@@ -69,20 +69,14 @@ class LinearRegression:
             columns.append(-(own - own.mean()) / 2)
         return torch.stack(columns, dim=1)
 
-    def measure(self, config: SamplerConfig, seed: int = 0) -> Measurement:
-        probes = (PROBES, PROBES @ self.solution)
+    def measure(self, config: SamplerConfig, **more: Susceptibility) -> Measurement:
         return estimate(
             Weights(self.solution),
             [(self.x, self.y)],
             self.losses,
-            observables={
-                "chi": Susceptibility(),
-                "two": Susceptibility(estimator="two_chain"),
-                "probed": Susceptibility([probes]),
-            },
+            observables={"chi": Susceptibility(), **more},
             sampler=config,
             refinements={name: Refinement("w", slices={"w": torch.tensor(part)}) for name, part in PARTS.items()},
-            seed=seed,
         )
 
 
@@ -90,15 +84,15 @@ PROBES = torch.randn(6, 4, generator=torch.Generator().manual_seed(9)).double()
 REGRESSION = LinearRegression()
 
 
-def config(nbeta: float = NBETA, chains: int = 8, draws: int = 150) -> SamplerConfig:
+def config(nbeta: float = NBETA, chains: int = 32) -> SamplerConfig:
     """The slowest direction forgets in some three steps, so that draws four steps apart are nearly independent."""
     return SamplerConfig(
         LeimkuhlerMatthews(0.1),
         nbeta=nbeta,
         localization=GAMMA,
         num_chains=chains,
-        num_draws=draws,
-        num_burnin_steps=30,
+        num_draws=96,
+        num_burnin_steps=15,
         num_steps_bw_draws=4,
         batch_size=None,
         engine="vectorized",
@@ -111,42 +105,43 @@ def off(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 class TestLinearRegression:
     @pytest.fixture(scope="class")
-    def several(self) -> list[Measurement]:
-        """Of five seeds, with the estimator of two chains beside that of one, and with probes of its own."""
-        return [REGRESSION.measure(config(), seed) for seed in range(5)]
+    def measured(self) -> Measurement:
+        """With the estimator of two chains beside that of one, and with probes of its own."""
+        probes = (PROBES, PROBES @ REGRESSION.solution)
+        more = {"two": Susceptibility(estimator="two_chain"), "probed": Susceptibility([probes])}
+        return REGRESSION.measure(config(), **more)
 
-    def test_it_is_the_exact_matrix(self, several: list[Measurement]) -> None:
-        """To what some ten thousand draws can tell; a benchmark takes ten times as many."""
-        assert off(average(several, "chi"), REGRESSION.exact(NBETA, GAMMA)) < 0.12
+    def test_it_is_the_exact_matrix(self, measured: Measurement) -> None:
+        """To what three thousand draws of each part can tell; a benchmark takes many more.
 
-    def test_columns_sum_to_zero(self, several: list[Measurement]) -> None:
-        matrix = several[0]["chi"]["matrix"]
+        Over seeds they are off by 8 +- 2.5 %, with other probes too, and by 12 +- 2.5 % with two chains.
+        """
+        assert off(measured["chi"]["matrix"], REGRESSION.exact(NBETA, GAMMA)) < 0.18
+
+    def test_columns_sum_to_zero(self, measured: Measurement) -> None:
+        matrix = measured["chi"]["matrix"]
         assert float(matrix.sum(0).abs().max()) < 1e-12 * float(matrix.abs().max())
-        assert several[0]["chi"]["columns"] == list(PARTS)
+        assert measured["chi"]["columns"] == list(PARTS)
 
-    def test_probes_are_other_samples(self, several: list[Measurement]) -> None:
+    def test_probes_are_other_samples(self, measured: Measurement) -> None:
         exact = REGRESSION.exact(NBETA, GAMMA, PROBES)
-        assert off(average(several, "probed"), exact) < 0.15
-        assert off(average(several, "chi")[: len(PROBES)], exact) > 0.5
+        assert off(measured["probed"]["matrix"], exact) < 0.18
+        assert off(measured["chi"]["matrix"][: len(PROBES)], exact) > 0.5
 
-    def test_two_chains_are_the_formula(self, several: list[Measurement]) -> None:
+    def test_two_chains_are_the_formula(self, measured: Measurement) -> None:
         """-E[phi (l - L)] + E[phi] E_full[l - L], from the closed moments of both posteriors."""
         exact = REGRESSION.exact(NBETA, GAMMA)
         whole, _ = REGRESSION.means(PARTS["all"])
         for place, part in enumerate(PARTS.values()):
             own, phi = REGRESSION.means(part)
             exact[:, place] -= phi * (own - whole)
-        assert off(average(several, "two"), exact) < 0.12
+        assert off(measured["two"]["matrix"], exact) < 0.22
         assert off(exact, REGRESSION.exact(NBETA, GAMMA)) > 0.5  # which is another one
 
     def test_without_a_likelihood_it_is_that_of_the_localization(self) -> None:
-        found = REGRESSION.measure(config(nbeta=0.0, chains=16))
+        found = REGRESSION.measure(config(nbeta=0.0))
         assert off(found["chi"]["matrix"], REGRESSION.exact(0.0, GAMMA)) < 0.25
         assert found.refinements["a"]["llc"]["mean"] == 0.0
-
-
-def average(several: list[Measurement], key: str) -> torch.Tensor:
-    return torch.stack([one[key]["matrix"] for one in several]).mean(0)
 
 
 class TestTheFormula:
@@ -157,7 +152,7 @@ class TestTheFormula:
         residual = REGRESSION.y - REGRESSION.x @ REGRESSION.solution
         errors = []
         for seed in range(150):
-            moved = torch.randn(8, 100, 4, generator=torch.Generator().manual_seed(seed)).double() @ scale
+            moved = torch.randn(8, 50, 4, generator=torch.Generator().manual_seed(seed)).double() @ scale
             found = susceptibility({"all": (moved @ REGRESSION.x.mT - residual).square() / 2})
             errors.append((found["matrix"][:, 0] - exact) / found["stderr"][:, 0])
         z = torch.stack(errors)
@@ -201,8 +196,8 @@ def dead_unit() -> Measurement:
         LeimkuhlerMatthews(0.004),
         nbeta=1000.0,
         localization=0.0,
-        num_chains=24,
-        num_draws=200,
+        num_chains=48,
+        num_draws=100,
         num_burnin_steps=200,
         num_steps_bw_draws=12,
         batch_size=None,
