@@ -488,15 +488,15 @@ def test_rmsprop_reaches_a_badly_scaled_quadratic_where_sgld_at_its_stable_step_
 
 
 def test_rmsprop_without_gradient_noise_reads_as_much_too_high_as_its_docstring_says() -> None:
-    copies = 1000
+    copies = 5000
     h = torch.tensor([1.0, 1e4]).repeat(copies)
     config = dataclasses.replace(
         settings(
-            nbeta=1.0, localization=0.0, num_draws=1000, num_burnin_steps=1500, num_chains=1, num_steps_bw_draws=2
+            nbeta=1.0, localization=0.0, num_draws=50, num_burnin_steps=1500, num_chains=1, num_steps_bw_draws=8
         ),
         dynamics=RMSPropSGLD(4e-3),
     )
-    # 3 errors of 1000 softest coordinates over 2000 steps, of which they forget all in some 350, are 4 %.
+    # 3 errors of 5000 softest coordinates over 400 steps, which they hardly forget in, are 4 %.
     measured = llc(measure_quadratic(h, config)) / oracles.exact_llc(h.numpy(), 1.0, 0.0)
     assert measured == pytest.approx(1.36, rel=0.04)
 
@@ -520,7 +520,7 @@ class DeepLinear(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "rank", "copies", "nbeta", "eps", "burn_in", "learning_coefficient"),
-    [((10, 10, 10), 5, 24, 4000.0, 1e-5, 4500, 47.0), ((3, 3, 3), 1, 400, 2000.0, 2.5e-5, 6000, 4.0)],
+    [((10, 10, 10), 5, 24, 4000.0, 1e-5, 4500, 47.0), ((3, 3, 3), 1, 400, 2000.0, 2.5e-5, 6450, 4.0)],
 )
 def test_deep_linear_network_from_its_most_singular_point_is_within_3_percent_of_the_learning_coefficient(
     widths: tuple[int, int, int],
@@ -538,7 +538,7 @@ def test_deep_linear_network_from_its_most_singular_point_is_within_3_percent_of
         eps,
         nbeta=nbeta,
         localization=0.0,
-        num_draws=100,
+        num_draws=20,
         num_burnin_steps=burn_in,
         num_steps_bw_draws=15,
         num_chains=1,

@@ -156,7 +156,7 @@ def measure(problem: Problem, module: nn.Module) -> tuple[Measurement, list[str]
     return found, [str(warning.message) for warning in caught]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @example(Problem(sampler=SamplerConfig(SGLD(1e8), num_draws=2, num_burnin_steps=0)))
 @example(Problem(sampler=SamplerConfig(SGLD(1e-30), nbeta=0.0, localization=0.0, num_draws=2, num_burnin_steps=0)))
 @example(Problem(bad=math.nan))
@@ -224,7 +224,7 @@ WRONG = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(wrong=WRONG)
 def test_an_argument_of_the_wrong_kind_is_named(wrong: tuple[str, Any]) -> None:
     name, value = wrong

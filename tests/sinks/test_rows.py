@@ -51,17 +51,23 @@ class LogsEpochs(pl.Callback):
 
 
 class TestARunWithAUserOfItsOwn:
-    @pytest.mark.parametrize("first", ["theirs", "ours"])
     @pytest.mark.parametrize(
-        ("theirs_every", "ours_every", "lightnings_every"),
-        [(1, 1, 1000), (1, 2, 1000), (5, 1, 1000), (10, 1, 3), (4, 2, 1)],
+        ("theirs_every", "ours_every", "lightnings_every", "first"),
+        [
+            (1, 1, 1000, "theirs"),
+            (1, 1, 1000, "ours"),
+            (1, 2, 1000, "theirs"),
+            (5, 1, 1000, "ours"),
+            (10, 1, 3, "theirs"),
+            (4, 2, 1, "ours"),
+        ],
     )
     def test_every_row_is_kept(
         self,
-        first: str,
         theirs_every: int,
         ours_every: int,
         lightnings_every: int,
+        first: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
