@@ -26,7 +26,9 @@ def exact(nbeta: float, localization: float) -> float:
 
 @pytest.fixture(scope="module")
 def found() -> Calibration:
-    return calibrate(Weights(len(H)), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0], sampler=LONG)
+    return calibrate(
+        Weights(len(H)), TWO_SAMPLES, Quadratic(H), nbetas=[100.0], localizations=[1.0, 100.0], sampler=LONG
+    )
 
 
 def test_the_recommended_setting_gives_the_exact_value(found: Calibration) -> None:

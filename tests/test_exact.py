@@ -491,9 +491,7 @@ def test_rmsprop_without_gradient_noise_reads_as_much_too_high_as_its_docstring_
     copies = 5000
     h = torch.tensor([1.0, 1e4]).repeat(copies)
     config = dataclasses.replace(
-        settings(
-            nbeta=1.0, localization=0.0, num_draws=50, num_burnin_steps=1500, num_chains=1, num_steps_bw_draws=8
-        ),
+        settings(nbeta=1.0, localization=0.0, num_draws=50, num_burnin_steps=1500, num_chains=1, num_steps_bw_draws=8),
         dynamics=RMSPropSGLD(4e-3),
     )
     # 3 errors of 5000 softest coordinates over 400 steps, which they hardly forget in, are 4 %.

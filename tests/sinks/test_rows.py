@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import wandb
 
+from slt_callbacks import WandbSink
 from slt_callbacks.sinks.rows import Rows
 from tests.callbacks.test_watch import Planted, flat, planted, watched
 from tests.sinks.test_sinks import offline_logger, records
@@ -50,6 +51,11 @@ class LogsEpochs(pl.Callback):
         trainer.logger.experiment.log({"theirs": trainer.current_epoch}, step=trainer.current_epoch)
 
 
+def uneventful(**settings: Any) -> Any:
+    """A monitor whose numbers hold no event, and which writes to W&B alone: no story is drawn on the way."""
+    return watched(**({"observables": {"llc": Planted(flat)}, "sinks": [WandbSink()]} | settings))
+
+
 class TestARunWithAUserOfItsOwn:
     @pytest.mark.parametrize(
         ("theirs_every", "ours_every", "lightnings_every", "first"),
@@ -72,34 +78,35 @@ class TestARunWithAUserOfItsOwn:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
-        callbacks = [Logs(every=theirs_every), watched(every_n_train_steps=ours_every)]
+        monitor, series = (watched, planted) if theirs_every == ours_every else (uneventful, flat)
+        callbacks = [Logs(every=theirs_every), monitor(every_n_train_steps=ours_every)]
         settings = {"logger": logger, "max_steps": STEPS, "log_every_n_steps": lightnings_every}
         fit(*(callbacks if first == "theirs" else callbacks[::-1]), **settings)
         rows = history(logger)
         kept = [row["theirs"] for row in rows if "theirs" in row]
         assert kept == list(range(theirs_every, STEPS + 1, theirs_every))
-        assert ours(rows) == {step: planted(step) for step in range(ours_every, STEPS + 1, ours_every)}
+        assert ours(rows) == {step: series(step) for step in range(ours_every, STEPS + 1, ours_every)}
         lightnings = [row["trainer/global_step"] for row in rows if "train_loss" in row]
         assert lightnings == list(range(lightnings_every - 1, STEPS, lightnings_every))
 
     def test_under_steps_that_are_theirs_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
         samples = Logs(lambda trainer: 64 * trainer.global_step, every=9)  # far ahead, and seldom
-        fit(samples, watched(), logger=logger, max_steps=STEPS)
+        fit(samples, uneventful(), logger=logger, max_steps=STEPS)
         rows = history(logger)
         assert [row["_step"] for row in rows if "theirs" in row] == [64 * 9, 64 * 18]
-        assert ours(rows) == {step: planted(step) for step in range(1, STEPS + 1)}
+        assert ours(rows) == {step: flat(step) for step in range(1, STEPS + 1)}
 
     def test_under_the_epoch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
-        fit(LogsEpochs(), watched(every_n_train_steps=None, every_n_epochs=1), logger=logger, max_steps=24)
+        fit(LogsEpochs(), uneventful(every_n_train_steps=None, every_n_epochs=1), logger=logger, max_steps=24)
         rows = history(logger)
         assert [row["theirs"] for row in rows if "theirs" in row] == [0, 1, 2, 3]
         assert list(ours(rows)) == [6, 12, 18, 24]
 
     def test_after_the_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
-        trainer = fit(Logs(), watched(), logger=logger, max_steps=STEPS)
+        trainer = fit(Logs(), uneventful(), logger=logger, max_steps=STEPS)
         logger.experiment.log({"last": 1.0}, step=trainer.global_step)
         rows = history(logger)
         assert [row["_step"] for row in rows if "last" in row] == [STEPS]
@@ -113,9 +120,7 @@ class TestARunOfOursAlone:
     ) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
         fit(
-            watched(
-                observables={"llc": Planted(flat)}, schedule=lambda step: step % every == 0, every_n_train_steps=None
-            ),
+            uneventful(schedule=lambda step: step % every == 0, every_n_train_steps=None),
             logger=logger,
             max_steps=STEPS,
         )
@@ -150,7 +155,7 @@ class TestARunOfOursAlone:
 
         logger = offline_logger(tmp_path, monkeypatch)
         with pytest.raises(RuntimeError, match="stop"):
-            fit(watched(), Stops(), logger=logger, max_steps=STEPS)
+            fit(uneventful(), Stops(), logger=logger, max_steps=STEPS)
         assert list(ours(history(logger))) == list(range(1, 8))
 
     def test_a_second_fit_overwrites_nothing_of_the_first(
@@ -158,7 +163,7 @@ class TestARunOfOursAlone:
     ) -> None:
         logger = offline_logger(tmp_path, monkeypatch)
         for series in (flat, lambda step: 100.0 + step):
-            fit(watched(observables={"llc": Planted(series)}), logger=logger, max_steps=4)
+            fit(uneventful(observables={"llc": Planted(series)}), logger=logger, max_steps=4)
         found = [row["slt/llc/mean"] for row in history(logger) if "slt/llc/mean" in row]
         assert found == [flat(step) for step in range(1, 5)] + [101.0, 102.0, 103.0, 104.0]
 
@@ -167,7 +172,7 @@ class TestARunOfOursAlone:
         again = offline_logger(tmp_path, monkeypatch)
         with pytest.warns(UserWarning, match="will reuse this run"):
             assert logger.experiment is again.experiment
-        fit(watched(), logger=[logger, again], max_steps=4)
+        fit(uneventful(), logger=[logger, again], max_steps=4)
         assert list(ours(history(logger))) == [1, 2, 3, 4]
 
 
