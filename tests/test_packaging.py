@@ -111,7 +111,7 @@ def test_versions_agree_and_the_changelog_tells_of_the_newest_first() -> None:
 def test_every_package_that_is_imported_is_declared() -> None:
     """As a dependency, or in the extra of those who use that part: `pip install` brings no more than these."""
     extras = PROJECT["optional-dependencies"]
-    asked = [*PROJECT["dependencies"], *extras["cli"], *extras["examples"], *extras["workspace"]]
+    asked = [*PROJECT["dependencies"], *extras["cli"], *extras["examples"], *extras["workspace"], *extras["ray"]]
     declared = {normal(re.match(r"[\w.-]+", requirement).group()) for requirement in asked}  # type: ignore[union-attr]
     top = {name.split(".")[0] for _, path in modules() for name in imported(path)}
     needed = {normal({"PIL": "pillow"}.get(name, name)) for name in top - sys.stdlib_module_names}
