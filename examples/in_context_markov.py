@@ -10,8 +10,7 @@ With one layer, which is the control, the network stays near the unigram.
 Everything that SLTMonitor can measure is switched on:
 
 * the LLC, and its stages while they happen, with an alert and what changed most where each began;
-* refined LLCs: chains that move one head alone, or the embeddings; and all weights with the network's own predictions
-  as targets ("function");
+* refined LLCs: chains that move one head alone;
 * susceptibilities: for which tokens a head works, those that the bigram knows better than the unigram, or worse;
 * influence: which sequences help which tokens;
 * what the weights themselves tell: where the predictions move (a trajectory, with the three guesses on its map), how
@@ -54,11 +53,12 @@ from slt_callbacks import (
     Refinement,
     SamplerConfig,
     SLTMonitor,
+    StageDetector,
+    StageEvent,
     Susceptibility,
     TrajectoryPCA,
     WandbSink,
     attention_heads,
-    behavioral,
     log_linear_steps,
     stage_figure,
 )
@@ -69,8 +69,9 @@ CONTEXT = 64
 WIDTH = 32
 BATCH_SIZE = 64
 POOL = 20_000  # sequences to learn from
-REFERENCE = 128  # sequences to measure on, never learned from
+REFERENCE = 96  # sequences to measure on, never learned from
 FOLLOWED = 32  # of these, the ones whose predictions are followed through training
+UNIGRAM = "slt/trajectory/distance/unigram"  # how far its predictions are from those of the unigram
 ASKED = 16  # of these, the ones whose tokens are asked which head works for them
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements
@@ -202,14 +203,12 @@ def next_state_losses(module: nn.Module, batch: list[torch.Tensor]) -> torch.Ten
 
 # ------------------------------------------------------------------------------------------------------------ the heads
 def make_refinements(model: Transformer) -> dict[str, Refinement]:
-    """Heads, and what else has an LLC of its own; measured in turn, in halves of like parts."""
-    parts = {}
-    for layer in range(len(model.blocks)):
-        heads = attention_heads(model, f"blocks.{layer}.attn").values()
-        parts |= {f"head{layer}.{number}": head for number, head in enumerate(heads)}
-        if layer == 0:
-            parts["function"] = Refinement(loss_fn=behavioral(logits))
-    return parts | {"embeddings": Refinement(["states", "positions"])}
+    """Every head, "head0.0" and so on: its layer, and its place in it."""
+    return {
+        f"head{layer}.{number}": head
+        for layer in range(len(model.blocks))
+        for number, head in enumerate(attention_heads(model, f"blocks.{layer}.attn").values())
+    }
 
 
 class Ablation:
@@ -245,14 +244,23 @@ def make_observables(reference: torch.Tensor) -> dict[str, Observable]:
     }
 
 
-def make_monitor(
-    model: Transformer, reference: torch.Tensor, schedule: Callable[[int], bool], args: argparse.Namespace
-) -> SLTMonitor:
+class News:
+    """What was announced while the network trained, and at which step: the simplest thing to do on an event."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, StageEvent]] = []
+
+    def __call__(self, trainer: pl.Trainer, model: pl.LightningModule, event: object) -> None:
+        if isinstance(event, StageEvent) and event.kind == "announced":
+            self.told.append((trainer.global_step, event))
+
+
+def make_monitor(model: Transformer, reference: torch.Tensor, args: argparse.Namespace, news: News) -> SLTMonitor:
     sampler = SamplerConfig(
-        localization=100.0,  # chains forget in some five steps: R-hat is near 1, and 20 times the steps tell the same
-        num_draws=16,
-        num_steps_bw_draws=3,  # a draw costs the losses of all probes: of neighbours one is enough
-        batch_size=4,  # many cheap steps tell more than a few exact ones
+        nbeta=200.0,  # n / ln n would be 26, at which an LLC of 1 to 3 has as much noise as it has to tell
+        num_draws=24,
+        num_steps_bw_draws=2,  # a draw costs the losses of all probes: of neighbours one is enough
+        batch_size=8,  # many cheap steps tell more than a few exact ones
     )
     if args.smoke:
         sampler = SamplerConfig(num_chains=2, num_draws=4, num_burnin_steps=4, batch_size=4)
@@ -263,11 +271,12 @@ def make_monitor(
         observables=make_observables(reference),
         sampler=sampler,
         num_samples=REFERENCE,
-        schedule=schedule,
+        schedule=make_schedule(args),
         refinements=refinements,
-        refinements_at_once=(len(refinements) + 1) // 2,  # each is measured every second time
+        refinements_at_once=args.heads,  # a layer at a time, in turn
+        detectors={UNIGRAM: StageDetector()},  # beside those of the LLC: it has no noise, so that news comes early
         max_overhead=None,  # a real run keeps the default, 10 %; in a demo that is a measurement or two
-        on_event=[Alert()],  # where a stage begins; online W&B sends it by mail or to Slack
+        on_event=[Alert(), news],  # where a stage begins; online W&B sends it by mail or to Slack
         sinks=[WandbSink(), FileSink(args.output_dir / "slt")],
         seed=args.seed,
     )
@@ -295,9 +304,6 @@ def where_to_look(run: wandb.Run) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- the results
-Table = dict[str, dict[str, float]]
-
-
 def loss_of(measurement: Measurement) -> float:
     return measurement["llc"]["reference_loss"]
 
@@ -370,12 +376,10 @@ def print_what_it_knows(history: Sequence[Measurement], losses: dict[str, float]
         )
 
 
-def print_stages(monitor: SLTMonitor, losses: dict[str, float]) -> None:
-    """What was announced, how long after the loss had shown it, and what changed there."""
-    steps = [measurement.step for measurement in monitor.history]
-    passed = crossing(monitor.history, losses["unigram"])
+def print_stages(monitor: SLTMonitor) -> None:
+    """What it was that the LLC went through, and what changed there."""
     changes = {found.stage: str(found) for found in monitor.changes}
-    print("\nThe stages, as the LLC told them:")
+    print("\nThe stages of the LLC:")
     for stage in monitor.stages:
         told = "" if stage.announced_at_step is None else f", announced at step {stage.announced_at_step}"
         print(
@@ -384,13 +388,22 @@ def print_stages(monitor: SLTMonitor, losses: dict[str, float]) -> None:
         )
         if changes.get(stage.stage):
             print(f"           changed most: {changes[stage.stage]}")
-    told = [stage.announced_at_step for stage in monitor.stages if stage.announced_at_step is not None]
-    if passed is not None and told:
-        first = min(told, key=lambda step: abs(steps.index(step) - steps.index(passed.step)))
-        late = steps.index(first) - steps.index(passed.step)
+
+
+def print_news(history: Sequence[Measurement], news: News, losses: dict[str, float]) -> None:
+    """What was announced, and how far that was from the crossing of the unigram."""
+    names = {UNIGRAM: "its distance to the unigram"}
+    print("\nAnnounced while it trained:")
+    for step, event in news.told:
+        words = f"{names.get(event.key, 'its LLC')} goes another way since step {event.step}"
+        print(f"  step {step:>4}: {words}" + (f"; changed most: {event.changed_most}" if event.changed_most else ""))
+    steps, passed = [measurement.step for measurement in history], crossing(history, losses["unigram"])
+    if passed is not None and news.told:
+        places = [steps.index(step) - steps.index(passed.step) for step, _ in news.told if step in steps]
+        place = min(places, key=abs)
         print(
-            f"  The loss crossed that of the unigram at step {passed.step}; a boundary was announced at step {first}, "
-            f"{abs(late)} measurements {'later' if late >= 0 else 'before'}."
+            f"  Its loss crossed that of the unigram at step {passed.step}, {abs(place)} measurements "
+            f"{'before' if place > 0 else 'after'} the nearest of these."
         )
 
 
@@ -414,13 +427,17 @@ def print_heads(heads: dict[str, dict[str, float]], plateau: Measurement, end: M
     )
 
 
-def draw_figure(monitor: SLTMonitor, losses: dict[str, float], heads: dict[str, dict[str, float]]) -> Figure:
+def draw_figure(
+    monitor: SLTMonitor, news: News, losses: dict[str, float], heads: dict[str, dict[str, float]]
+) -> Figure:
     """Refined LLCs of the heads, the loss with its milestones, and the LLC with its stages."""
     history, best = monitor.history, carrier(heads)
     title = (
         "A transformer learns in context: its loss goes from one way of guessing to the next,\n"
         "its LLC rises with them, and the head that carries the last becomes complex"
     )
+    if crossing(history, (losses["unigram"] + losses["bigram"]) / 2) is None:
+        title = "This transformer never guesses much better than by what is frequent"
     panel = "refined LLC\nof each head"
     figure = stage_figure(history, monitor.stages, monitor.events, panels={panel: {}}, title=title)
     of_heads, loss, _ = figure.axes
@@ -450,6 +467,8 @@ def draw_figure(monitor: SLTMonitor, losses: dict[str, float], heads: dict[str, 
             textcoords="offset points",
             ha="right",
         )
+    told = [step for step, event in news.told if event.key == UNIGRAM]
+    loss.plot(told, [0.05] * len(told), "|", transform=loss.get_xaxis_transform(), color="black", ms=13, mew=2.5)
     return figure
 
 
@@ -477,17 +496,15 @@ def make_schedule(args: argparse.Namespace) -> Callable[[int], bool]:
     """Log-spaced for the fast beginning, and then evenly: the bigram takes its time."""
     if args.smoke:
         return log_linear_steps(args.max_steps, num_log=4)
-    return log_linear_steps(args.max_steps, num_log=24, every=max(args.max_steps // 12, 1))
+    return log_linear_steps(args.max_steps, num_log=20, every=max(args.max_steps // 10, 1))
 
 
-def fit(
-    args: argparse.Namespace, schedule: Callable[[int], bool], logger: WandbLogger | bool = False
-) -> tuple[SLTMonitor, dict[str, float]]:
+def fit(args: argparse.Namespace, news: News, logger: WandbLogger) -> tuple[SLTMonitor, dict[str, float]]:
     """Train once; returns what was measured, and what the simple guesses lose on the same sequences."""
     pl.seed_everything(args.seed, verbose=False)
     sequences, reference = markov_chains(POOL), markov_chains(REFERENCE)
     model = Transformer(args.layers, args.heads)
-    monitor = make_monitor(model, reference, schedule, args)
+    monitor = make_monitor(model, reference, args, news)
     trainer = pl.Trainer(
         max_steps=args.max_steps,
         callbacks=[monitor],
@@ -503,7 +520,7 @@ def fit(
     return monitor, {name: float(losses.mean()) for name, losses in losses_of_guesses(reference).items()}
 
 
-def run(args: argparse.Namespace) -> tuple[SLTMonitor, dict[str, float]]:
+def run(args: argparse.Namespace) -> tuple[SLTMonitor, dict[str, float], News]:
     """Train, and tell the story."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
@@ -513,7 +530,8 @@ def run(args: argparse.Namespace) -> tuple[SLTMonitor, dict[str, float]]:
         settings=wandb.Settings(quiet=True),
     )
     start = time.perf_counter()
-    monitor, losses = fit(args, make_schedule(args), logger)
+    news = News()
+    monitor, losses = fit(args, news, logger)
     total = time.perf_counter() - start
     logger.experiment.finish()
 
@@ -522,15 +540,16 @@ def run(args: argparse.Namespace) -> tuple[SLTMonitor, dict[str, float]]:
     print_history(monitor.history)
     print_heads(heads, plateau, end)
     print_what_it_knows(monitor.history, losses)
-    print_stages(monitor, losses)
+    print_stages(monitor)
+    print_news(monitor.history, news, losses)
     measuring = sum(measurement["cost"]["seconds"] for measurement in monitor.history)
     print(f"\n{len(monitor.history)} measurements took {measuring:.0f} s of {total:.0f} s ({measuring / total:.0%}).")
     path = args.output_dir / "in_context_markov.png"
-    draw_figure(monitor, losses, heads).savefig(path, dpi=150)
+    draw_figure(monitor, news, losses, heads).savefig(path, dpi=150)
     print(f"The figure: {path}")
     print(f"More:       {args.output_dir / 'slt'}")
     print(where_to_look(logger.experiment))
-    return monitor, losses
+    return monitor, losses, news
 
 
 if __name__ == "__main__":

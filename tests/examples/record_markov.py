@@ -62,14 +62,14 @@ def main() -> None:
     """Run, and keep."""
     module = example()
     args = module.parse_arguments()
-    monitor, losses = module.run(args)
+    monitor, losses, news = module.run(args)
     kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     kept[f"{args.layers}"] = {
         "command": "python -m tests.examples.record_markov " + " ".join(sys.argv[1:]),
         "losses": {name: rounded(loss) for name, loss in losses.items()},
         "history": [point(measurement) for measurement in monitor.history],
-        "announced": [stage.announced_at_step for stage in monitor.stages],
-        "types": [stage.type for stage in monitor.stages],
+        "told": [[step, event.key] for step, event in news.told],
+        "stages": [[stage.type, stage.start_step, stage.announced_at_step] for stage in monitor.stages],
     }
     text = json.dumps(kept, indent=0).replace("\n", " ").replace('{ "step"', '\n{ "step"')
     RECORD.write_text(text + "\n")
