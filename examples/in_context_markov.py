@@ -9,7 +9,8 @@ With one layer, which is the control, the network stays near the unigram.
 
 Everything that SLTMonitor can measure is switched on:
 
-* the LLC, and its stages while they happen, with an alert and what changed most where each began;
+* the LLC, watched for stages while they happen, and so is the distance of the predictions to the unigram, which has no
+  noise of chains: an alert and what changed most where each began. On this short run the LLC alone gives no boundary;
 * refined LLCs: chains that move one head alone;
 * susceptibilities: for which tokens a head works, those that the bigram knows better than the unigram, or worse;
 * influence: which sequences help which tokens;
@@ -257,7 +258,7 @@ class News:
 
 def make_monitor(model: Transformer, reference: torch.Tensor, args: argparse.Namespace, news: News) -> SLTMonitor:
     sampler = SamplerConfig(
-        nbeta=200.0,  # n / ln n would be 26, at which an LLC of 1 to 3 has as much noise as it has to tell
+        nbeta=200.0,  # tried: at n / ln n, some 25, the LLC rises from 1 to 3 only, and here from 0 to 18
         num_draws=24,
         num_steps_bw_draws=2,  # a draw costs the losses of all probes: of neighbours one is enough
         batch_size=8,  # many cheap steps tell more than a few exact ones
@@ -274,7 +275,7 @@ def make_monitor(model: Transformer, reference: torch.Tensor, args: argparse.Nam
         schedule=make_schedule(args),
         refinements=refinements,
         refinements_at_once=args.heads,  # a layer at a time, in turn
-        detectors={UNIGRAM: StageDetector()},  # beside those of the LLC: it has no noise, so that news comes early
+        detectors={UNIGRAM: StageDetector()},  # beside the LLC's: it has no noise of chains, which hides early stages
         max_overhead=None,  # a real run keeps the default, 10 %; in a demo that is a measurement or two
         on_event=[Alert(), news],  # where a stage begins; online W&B sends it by mail or to Slack
         sinks=[WandbSink(), FileSink(args.output_dir / "slt")],
@@ -451,24 +452,20 @@ def draw_figure(
             of_heads.annotate(
                 f"{head}: without it\nthe loss is {heads[head]['ablation']:.2f} higher",
                 (steps[-1], means[-1]),
-                (-12, -4),
+                (-75, 0),
                 textcoords="offset points",
                 ha="right",
                 va="top",
                 color="#D55E00",
             )
+    note = {"textcoords": "offset points", "color": "0.3", "size": 9}
     for name, value in losses.items():
         loss.axhline(value, color="0.4", linewidth=0.8, linestyle="--")
-        loss.annotate(
-            f"{name} guess",
-            (1, value),
-            (-4, 3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-        )
-    told = [step for step, event in news.told if event.key == UNIGRAM]
-    loss.plot(told, [0.05] * len(told), "|", transform=loss.get_xaxis_transform(), color="black", ms=13, mew=2.5)
+        loss.annotate(f"{name} guess", (0, value), (6, 3), xycoords=("axes fraction", "data"), **note)
+    for step in [step for step, event in news.told if event.key == UNIGRAM]:
+        loss.plot(step, 0.05, "|", transform=loss.get_xaxis_transform(), color="black", ms=13, mew=2.5)
+        loss.annotate("told", (step, 0.05), (-5, -3), xycoords=loss.get_xaxis_transform(), ha="right", **note)
+    loss.set_ylim(min(losses.values()) - 0.02, max(losses.values()) + 0.02)
     return figure
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +64,7 @@ def main() -> None:
     monitor, losses, news = module.run(args)
     kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     kept[f"{args.layers}"] = {
-        "command": "python -m tests.examples.record_markov " + " ".join(sys.argv[1:]),
+        "command": f"python -m tests.examples.record_markov --layers {args.layers} --seed {args.seed}",
         "losses": {name: rounded(loss) for name, loss in losses.items()},
         "history": [point(measurement) for measurement in monitor.history],
         "told": [[step, event.key] for step, event in news.told],
