@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 from slt_callbacks.executors.numerics import Numerics
 from slt_callbacks.executors.slots import mapped
 from slt_callbacks.executors.worker import Worker
+
+_PATIENCE = 5.0  # seconds in which what has been sent is read
 
 Begin = tuple[str, Path, int]
 """``("begin", file, bytes)``: an estimator to own from here on."""
@@ -65,11 +68,12 @@ def serve(work: Connection, questions: Connection, make: Callable[[bytes], Measu
         try:
             message = pickle.loads(work.recv_bytes())
         except (EOFError, OSError):
+            desk.clear()
             return
         if message is None:
             return
         kind, *content = message
-        desk.folders.add(content[-2].parent)
+        desk.know(content[-2].parent)
         if kind == "begin":
             path, size = content
             try:
@@ -94,17 +98,28 @@ class _Desk:
 
     def __init__(self, questions: Connection) -> None:
         self.worker: Measures | None = None
-        self.folders: set[Path] = set()  # of the shared memory, which nobody else would delete
+        self._folders: set[Path] = set()  # of the shared memory, which nobody else would delete
+        self._told = threading.Event()  # of the first of them
         self._questions = questions
         threading.Thread(target=self._answer, daemon=True).start()
+
+    def know(self, folder: Path) -> None:
+        """There is shared memory here."""
+        self._folders.add(folder)
+        self._told.set()
+
+    def clear(self) -> None:
+        """The training process is gone, and cannot do it."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _answer(self) -> None:
         while True:
             try:
                 order, chains = pickle.loads(self._questions.recv_bytes())
             except (EOFError, OSError):
-                for folder in self.folders:
-                    shutil.rmtree(folder, ignore_errors=True)
+                self._told.wait(_PATIENCE)  # what was sent before can still be read
+                self.clear()
                 os._exit(0)  # in the middle of a measurement that nobody waits for
             try:
                 if self.worker is None:
@@ -112,4 +127,5 @@ class _Desk:
                 told: tuple[str, Any] = ("state", self.worker.state(order, chains))
             except Exception as error:  # noqa: BLE001  # whatever a `state_dict` raises
                 told = ("error", f"{type(error).__name__}: {error}")
-            self._questions.send_bytes(pickle.dumps(told))
+            with contextlib.suppress(OSError):  # whoever has asked is gone, as the next look will find
+                self._questions.send_bytes(pickle.dumps(told))
