@@ -85,6 +85,7 @@ class Account:
         outlook: tuple[int, int],
         num_shares: int,
         measurement: Measurement,
+        num_workers: int = 0,
     ) -> None:
         """Once, as soon as there is a measurement and some training to compare it with: what the settings cost.
 
@@ -95,6 +96,7 @@ class Account:
             outlook: Gradient steps of the next measurement in a process, and memory of the chains that wait for it.
             num_shares: Processes that take a part of the chains each.
             measurement: The first that has succeeded.
+            num_workers: That measure beside training; 0 where it waits.
         """
         if self._told or measurement.failed or trainer.global_step == 0 or is_fast_dev_run(trainer):
             return
@@ -109,6 +111,7 @@ class Account:
             every_n_steps=trigger.steps_between(steps, trainer.current_epoch, seconds_per_step),
             stored_bytes=outlook[1],
             in_checkpoints=self._in_checkpoints and num_shares == trainer.world_size,
+            num_workers=num_workers,
         )
         rank_zero_info(forecast.line(config, self.budget.max_overhead))
 

@@ -23,6 +23,7 @@ class Forecast:
         every_n_steps: Training steps between due measurements; None where they are not regular.
         stored_bytes: Memory of the persistent chains.
         in_checkpoints: Whether checkpoints hold the chains.
+        num_workers: That measure beside training, which does not wait for them; 0 where it does.
 
     Example:
         >>> forecast = Forecast(2.0, 1000, 400, seconds_per_step=0.01, every_n_steps=100)
@@ -42,6 +43,7 @@ class Forecast:
     every_n_steps: float | None = None
     stored_bytes: int = 0
     in_checkpoints: bool = True
+    num_workers: int = 0
 
     @property
     def next_seconds(self) -> float:
@@ -73,7 +75,9 @@ class Forecast:
         text += "."
         if not math.isnan(self.share):
             text += f" At one every {self.every_n_steps:.0f} steps that is {self.share:.0%} of the training time"
-            if max_overhead is None or self.share <= max_overhead:
+            if self.num_workers:
+                text += self._beside(max_overhead)
+            elif max_overhead is None or self.share <= max_overhead:
                 text += "."
             else:
                 text += self._too_much(config, max_overhead)
@@ -81,6 +85,16 @@ class Forecast:
             also = ", and as much in every checkpoint (`checkpoint_chains=False` leaves them out)"
             text += f" Persistent chains take {_size(self.stored_bytes)}{also if self.in_checkpoints else ''}."
         return text
+
+    def _beside(self, max_overhead: float | None) -> str:
+        """Whether workers, each of which measures all the time, keep up."""
+        excess = self.share / self.num_workers
+        who = "one worker" if self.num_workers == 1 else f"{self.num_workers} workers"
+        if excess <= 1:
+            return f", beside which {who} can measure all of them."
+        every = math.ceil((self.every_n_steps or 0) * excess)
+        lost = "training waits for them" if max_overhead is None else f"about {1 - 1 / excess:.0%} will be skipped"
+        return f", which is more than {who} can do beside it: {lost}. To keep up, measure every {every} steps."
 
     def _too_much(self, config: SamplerConfig, max_overhead: float) -> str:
         excess = self.share / max_overhead

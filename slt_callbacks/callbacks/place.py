@@ -49,7 +49,12 @@ class Place:
     @property
     def stands_alone(self) -> bool:
         """Whether each measurement does, because several workers take the forks in turn."""
-        return getattr(self._asked, "num_workers", 1) > 1
+        return self.num_workers > 1
+
+    @property
+    def num_workers(self) -> int:
+        """That measure while training goes on; 0 where it waits, or where nobody knows."""
+        return getattr(self._asked, "num_workers", 0)
 
     def rehearsed(self, estimator: Estimator, pl_module: pl.LightningModule) -> Any:
         """The module as it will be measured there; None where that is the live one.

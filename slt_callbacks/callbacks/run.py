@@ -226,8 +226,8 @@ class Run:
                 self._account.budget.add(time.perf_counter() - start)
             estimator = self.samples.estimator
             if estimator is not None:
-                outlook = self._place.outlook(estimator)
-                self._account.tell(trainer, self.trigger, estimator.config, outlook, estimator.num_shares, made)
+                outlook, workers, shares = self._place.outlook(estimator), self._place.num_workers, estimator.num_shares
+                self._account.tell(trainer, self.trigger, estimator.config, outlook, shares, made, workers)
 
     def _timed(self, question: Callable[[], _T]) -> _T:
         """What the executor gives back; the time that it takes over it is paid for."""

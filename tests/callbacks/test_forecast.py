@@ -41,6 +41,20 @@ def test_chains_too_short_to_be_cut_get_other_advice() -> None:
     assert "or make a gradient step cheaper by a smaller `batch_size`" in line(every_n_steps=10.0)
 
 
+@pytest.mark.parametrize("limit", [0.1, None])
+def test_what_is_measured_beside_training_is_not_held_against_the_limit(limit: float | None) -> None:
+    told = line(every_n_steps=400.0, num_workers=1, max_overhead=limit)
+    assert "that is 25% of the training time, beside which one worker can measure all of them." in told
+    assert "skipped" not in told
+
+
+def test_workers_that_cannot_keep_up_are_told_of() -> None:
+    told = line(every_n_steps=25.0, num_workers=2)  # 1 s of measuring in .25 s of training
+    assert "400% of the training time, which is more than 2 workers can do beside it: about 50% will be skipped" in told
+    assert "To keep up, measure every 50 steps." in told
+    assert "training waits for them" in line(every_n_steps=25.0, num_workers=2, max_overhead=None)
+
+
 def test_an_irregular_schedule_has_no_share() -> None:
     told = line(every_n_steps=None)
     assert math.isnan(Forecast(2.0, 1000, 500, 0.01).share)
