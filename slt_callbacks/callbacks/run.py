@@ -189,9 +189,9 @@ class Run:
             self._go_on(self.samples.estimator)
 
     def _go_on(self, estimator: Estimator) -> None:
-        """Chains and observables go on where a checkpoint has left them."""
+        """Chains and observables go on where a checkpoint has left them, unless each measurement stands alone."""
         resumed, self._resumed = self._resumed.get("estimator"), {}
-        if resumed is not None and not estimator.load_state_dict(resumed):
+        if resumed is not None and not self._place.stands_alone and not estimator.load_state_dict(resumed):
             self.story.mark_break()
 
     def _goes_ahead(self, trainer: pl.Trainer) -> bool:

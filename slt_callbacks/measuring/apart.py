@@ -19,7 +19,7 @@ class Apart(Estimator):
     What observables compare with the measurement before, such as the alignment of two kernels, is as at a first one.
 
     Args:
-        estimator: Whose settings and samples are taken; it is left as it is.
+        estimator: Whose settings and samples are taken, and which has not measured yet; it is left as it is.
 
     Example:
         >>> import torch
