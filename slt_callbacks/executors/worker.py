@@ -105,14 +105,13 @@ class Worker:
         return pickle.dumps(state)
 
     def _remember(self, order: int) -> None:
-        """Keep the state as it is now; chains are never written to, so that this costs nothing on the CPU."""
-        kept: list[Any] = []
-        for chains in (False, True):
-            try:
-                state = self._estimator.state_dict(chains)
-                kept.append(state | {"observables": copy.deepcopy(state["observables"])})
-            except Exception as error:  # noqa: BLE001  # it may be the user's own, and costs checkpoints their chains
-                kept.append(error)
+        """Keep the state as it is now; chains are never written to, so that only what observables know is copied."""
+        try:
+            without, state = (self._estimator.state_dict(chains) for chains in (False, True))
+            observables = {"observables": copy.deepcopy(state["observables"])}
+            kept: list[Any] = [without | observables, state | observables]
+        except Exception as error:  # noqa: BLE001  # it may be the user's own, and costs checkpoints their chains
+            kept = [error, error]
         others = list(self._states.items())[-(_KEPT - 1) :]
         self._states = {**dict(others), order: kept}
 

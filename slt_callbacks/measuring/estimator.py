@@ -169,7 +169,8 @@ class Estimator:
     def twin(self) -> Self:
         """Another one that remembers what this one does, and shares the samples and the loss functions with it."""
         refined = [part for one in self.refinements.by_name.values() for part in (one.reference, one.loss_fn)]
-        shared = [self.reference, self._loss_fn, *self._panel.queries.values(), *refined]
+        brought = [samples for one in self._panel.members for samples in (one.queries, one.samples)]
+        shared = [self.reference, self._loss_fn, *brought, *refined]
         return copy.deepcopy(self, {id(one): one for one in shared})
 
     def set_together(self, size: int | None) -> None:
