@@ -17,6 +17,7 @@ from slt_callbacks.basics.lightning_kinds import is_data_module
 from slt_callbacks.losses.functions import overrides
 from slt_callbacks.losses.transfers import HOOKS
 from slt_callbacks.weights.copies import copy_module
+from slt_callbacks.weights.shards import is_shard, whole
 
 _ALIGNMENT = 64  # bytes: that of a cache line, and of any number
 _PLAIN = (bool, int, float, str)
@@ -87,7 +88,7 @@ def carry(module: nn.Module, memory: Callable[[int], torch.Tensor], base: type =
     into = memory(end + len(rest))
     with torch.no_grad():
         for tensor, piece in zip(tensors, pieces, strict=True):
-            _view(into, piece).copy_(tensor)
+            _view(into, piece).copy_(whole(tensor) if is_shard(tensor) else tensor)
         into[end : end + len(rest)].copy_(torch.frombuffer(rest, dtype=torch.uint8))
     return end
 

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from slt_callbacks.executors.numerics import Numerics
 from slt_callbacks.executors.packing import Packing
 from slt_callbacks.executors.slots import Slots, mapped
 from slt_callbacks.losses.transfers import Transfers
+from slt_callbacks.weights.shards import whole
 from tests.executors.obedient import Obeyed, estimator
 from tests.training import data
 
@@ -35,6 +36,24 @@ def there(module: nn.Module) -> Any:
 
     end = carry(module, room)
     return unpacked(memory[0], end)
+
+
+@pytest.fixture
+def _one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_shards_of_one_process_travel_whole() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    live = fully_shard(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+    plain = there(live)
+    assert [type(one) for one in plain.parameters()] == [nn.Parameter] * 4
+    for name, value in plain.state_dict().items():
+        assert value.equal(whole(live.state_dict()[name])), name
 
 
 def parametrized(module: nn.Module) -> nn.Module:
