@@ -79,10 +79,11 @@ class Alert:
 class SaveCheckpoint:
     """Save the weights at a jump or a new stage, and the last ones from before it that a ModelCheckpoint has kept.
 
-    ``step=<step>-jump.ckpt``, or ``-stage.ckpt``, is of the measurement that gave the news; ``before-jump-<name>`` is
-    a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the jump or the boundary; one
-    warning says where there is none. An event of your own detector is news as well: ``-event.ckpt``, and a copy from
-    before that measurement.
+    ``step=<step>-jump.ckpt``, or ``-stage.ckpt``, is of the measurement that gave the news, or, where that was made
+    beside training, of the step at which it came, for the weights of then are gone;
+    ``before-jump-<name>`` is a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the
+    jump or the boundary; one warning says where there is none. An event of your own detector is news as well:
+    ``-event.ckpt``, and a copy from before that measurement.
 
     Args:
         dirpath: Where to; made when it is needed.

@@ -260,7 +260,8 @@ class Elsewhere:
         again = isinstance(estimator, Apart) and not fork.tries
         reason = f"WorkerLostError: {error}"
         if not again:
-            told = "; another is started" + ("" if isinstance(estimator, Apart) else ", whose chains begin afresh")
+            told = "; another is started"
+            told += "" if isinstance(estimator, Apart) else ", whose chains and observables begin afresh"
             self._fail(fork, reason + (told if number in self._alive() else "; it is not started again"))
         if number in self._alive():
             try:

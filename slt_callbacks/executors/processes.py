@@ -148,7 +148,10 @@ class Processes:
         if kind == "lost":
             raise WorkerLostError(content)
         self._answered = True
-        answer: Answer = pickle.loads(content)
+        try:
+            answer: Answer = pickle.loads(content)
+        except Exception as error:  # whatever the user's classes raise
+            raise WorkerLostError(f"its answer cannot be read here: {type(error).__name__}: {error}") from error
         return answer
 
     def state(self, number: int, order: int, chains: bool, timeout: float) -> dict[str, Any]:

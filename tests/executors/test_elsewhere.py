@@ -13,8 +13,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
-from slt_callbacks import LLC, Alert, Estimator, LossKernel, MemorySink, Refinement
+from slt_callbacks import LLC, Alert, Estimator, LossKernel, MemorySink, Metrics, Refinement
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.executors.elsewhere import Elsewhere
@@ -27,6 +28,7 @@ from tests.executors.workers import FakeWorkers, elsewhere
 from tests.problems import settings, squared_error
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
 
+AFRESH = "; another is started, whose chains and observables begin afresh"
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|resuming from a checkpoint)")
 
 
@@ -133,7 +135,7 @@ class TestLosses:
             executor.submit(Snapshot(step, net()))
             found += executor.drain()
         assert [one.failed for one in found] == [False, True, False, False]
-        assert found[1].error == "WorkerLostError: it was ended; another is started, whose chains begin afresh"
+        assert found[1].error == f"WorkerLostError: it was ended{AFRESH}"
         assert math.isnan(found[1]["llc"]["mean"])
         afresh = estimator()
         for one in found[2:]:  # the fourth goes on from the third
@@ -184,7 +186,14 @@ class TestLosses:
             executor.submit(Snapshot(step, net()))
         found = executor.drain()
         assert [one.failed for one in found] == [False, True, False, False, False]
-        assert "chains begin afresh" not in found[1].error
+        assert "begin afresh" not in found[1].error
+
+
+def test_a_measurement_apart_copies_no_samples() -> None:
+    samples, reference = draw_reference([torch.ones(4, 2)]), draw_reference([(torch.ones(4, 2), torch.zeros(4, 1))])
+    behavior = Metrics({"mean": MeanMetric()}, lambda module, batch: module(batch), data=samples)
+    apart = Apart(Estimator(reference, squared_error, {"behavior": behavior}))
+    assert apart.twin()._panel.members[0].samples is samples
 
 
 class TestStates:
@@ -287,7 +296,7 @@ class TestInAFit:
 
     def test_a_lost_worker_is_one_warning_and_one_failed_measurement(self) -> None:
         watched = monitor(executor=elsewhere(loses=[1]))
-        with pytest.warns(UserWarning, match="another is started, whose chains begin afresh") as caught:
+        with pytest.warns(UserWarning, match=AFRESH) as caught:
             trainer = fit(watched)
         assert len([one for one in caught if "WorkerLostError" in str(one.message)]) == 1
         assert [one.failed for one in watched.history] == [False, True, False]
@@ -320,6 +329,7 @@ class TestInAFit:
             fit(monitor(executor=elsewhere()), max_steps=6)
         line = next(one.getMessage() for one in caplog.records if "the first measurement took" in one.getMessage())
         assert "Persistent chains take 456 B" in line
+        assert "one worker can" in line
 
     def test_several_workers_say_that_measurements_stand_alone(self, caplog: pytest.LogCaptureFixture) -> None:
         def alone() -> list[float]:
@@ -335,6 +345,16 @@ class TestInAFit:
         assert alone() == alone()
         assert alone()[0] == cold.history[0]["llc"]["mean"]
         assert any("each measurement stands alone" in one.getMessage() for one in caplog.records)
+
+    def test_several_workers_begin_at_the_weights_after_a_resume_too(self, tmp_path: Path) -> None:
+        fit(monitor(), saving(tmp_path / "five.ckpt"))
+        resumed = monitor(executor=elsewhere(num_workers=2, max_pending=2))
+        fit(resumed, ckpt_path=str(tmp_path / "five.ckpt"), max_steps=8)
+        cold = monitor(persistent_chains=False)
+        fit(cold, ckpt_path=str(tmp_path / "five.ckpt"), max_steps=6)
+        assert resumed.history[0].step == cold.history[0].step == 6
+        assert resumed.history[0]["health"]["num_burnin_steps"] == QUICK.num_burnin_steps
+        assert resumed.state_dict()["estimator"]["chains"] == {}
 
     def test_an_alert_says_when_the_fork_was(self) -> None:
         class Jumps:

@@ -81,7 +81,7 @@ class TestOneActor:
             executor.submit(Snapshot(step, Obeyed(order)))
             found += executor.drain(200.0)
         assert "WorkerLostError" in found[0].error
-        assert "another is started, whose chains begin afresh" in found[0].error
+        assert "another is started, whose chains and observables begin afresh" in found[0].error
         assert digest([one.results for one in found[1:]]) == digest(
             [afresh.measure(Obeyed(), step).results for step in (8, 9)]
         )
