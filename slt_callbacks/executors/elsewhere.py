@@ -144,6 +144,8 @@ class Elsewhere:
         Raises:
             Exception: If the workers cannot be started.
         """
+        if self._estimator is not None:  # a fit has ended without a word: what it waits for must not come now
+            self._workers.close()
         self._begin()
         self._estimator, self.outlook = estimator, None
         try:

@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.basics.plain import brief
 from slt_callbacks.executors.carried import carry, unpacked
 from slt_callbacks.measuring.estimator import Estimator
+
+
+def _plain() -> type[pickle.Pickler]:
+    return pickle.Pickler
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Packing:
         they are, or measure in the training process, without `executor`.
     """
 
-    pickler: Callable[[], Any] = lambda: pickle.Pickler
+    pickler: Callable[[], Any] = _plain
     by_value: bool = False
 
     def packed(self, estimator: Estimator) -> bytes:
@@ -52,6 +57,7 @@ class Packing:
 
         Raises:
             TypeError: If one of them cannot be pickled, or not be read in another process.
+            Exception: Where memory runs out.
         """
         try:
             self.packed(estimator)
@@ -70,10 +76,17 @@ class Packing:
         try:
             end = self.carry(module, memory)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise self._refusal("the module", _raised(error), _is_of_a_name(error)) from error
         if not self.by_value and _of_a_session(kept[0][end:].numpy().tobytes()):
             raise self._refusal("the module", "its class was written in a notebook or an interactive session")
-        return unpacked(kept[0], end)
+        try:
+            return unpacked(kept[0], end)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise self._refusal("the module", f"un{_raised(error)}", of_a_name=False) from error
 
     def _dumps(self, value: Any) -> bytes:
         file = io.BytesIO()

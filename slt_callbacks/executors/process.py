@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from slt_callbacks.basics.plain import shown
@@ -58,8 +60,12 @@ class ProcessExecutor(Elsewhere):
     ) -> None:
         threads, place = check_count("num_threads", num_threads, 1), checked_device(device)
         check_count("num_workers", num_workers, 1)
-        workers = Processes(num_workers, serve_here, lambda: (Numerics.here(threads), place))
+        workers = Processes(num_workers, serve_here, partial(_arguments, threads, place))
         super().__init__(workers, num_workers, max_pending, end_timeout)
+
+
+def _arguments(num_threads: int, device: str | None) -> tuple[Numerics, str | None]:
+    return Numerics.here(num_threads), device
 
 
 def checked_device(device: str | torch.device | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Any
 
 from slt_callbacks.basics.plain import shown
@@ -71,11 +72,15 @@ class RayExecutor(Elsewhere):
         workers = Processes(
             num_workers,
             serve_cluster,
-            lambda: (Numerics.here(cluster.num_threads), cluster),
+            partial(_arguments, cluster),
             Packing(_pickler, by_value=True),
             behind_one=True,
         )
         super().__init__(workers, num_workers, max_pending, end_timeout)
+
+
+def _arguments(cluster: Cluster) -> tuple[Numerics, Cluster]:
+    return Numerics.here(cluster.num_threads), cluster
 
 
 def _pickler() -> Any:

@@ -106,6 +106,13 @@ class TestTheOrder:
         executor._workers.looks = 1
         assert [one.step for one in executor.drain(5.0)] == [1]
 
+    def test_opened_again_it_gives_nothing_of_what_was_before(self) -> None:
+        executor = opened(looks=10**9)
+        executor.submit(Snapshot(1, net()))
+        executor.open(estimator())
+        assert executor._workers.told[-2:] == ["close", ("start", 0)]
+        assert executor.pending == 0
+
     def test_it_has_to_be_opened(self) -> None:
         with pytest.raises(RuntimeError, match="Expected `open\\(estimator\\)` before `submit`"):
             elsewhere().submit(Snapshot(1, net()))
@@ -392,6 +399,15 @@ class TestRefusals:
         with pytest.raises(MisconfigurationException, match=r"Expected the module to be .*RayExecutor"):
             fit(monitor(executor=elsewhere()), module=Local())
 
+    def test_so_is_one_that_cannot_be_read_there(self) -> None:
+        with pytest.raises(MisconfigurationException, match=r"the module .*unpickling it raised OSError: gone"):
+            fit(monitor(executor=elsewhere()), module=Unreadable())
+
+    def test_while_training_it_costs_the_measurements_alone(self) -> None:
+        watched = monitor(reference=None, num_samples=16, executor=elsewhere())
+        with pytest.warns(UserWarning, match="Nothing is measured in this fit. Expected the module"):
+            assert fit(watched, module=Unreadable()).global_step == 6
+
     def test_and_a_loss_that_reads_what_stays_here(self) -> None:
         with pytest.raises(MisconfigurationException, match=r"it asks for `trainer\.(strategy|optimizers)`"):
             fit(monitor(loss_fn=None, executor=elsewhere()), module=ReadsOptimizer())
@@ -404,6 +420,24 @@ class TestRefusals:
         with pytest.warns(UserWarning, match="Nothing is measured in this fit. Expected `loss_fn`"):
             fit(watched)
         assert watched.history == []
+
+
+def _gone() -> None:
+    raise OSError("gone")
+
+
+class Handle:
+    def __reduce__(self) -> Any:
+        return _gone, ()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class Unreadable(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.handle = Handle()
 
 
 class ReadsOptimizer(Regression):

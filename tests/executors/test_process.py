@@ -238,6 +238,11 @@ class TestTheWay:
         for end in (ours, theirs, *nobody):
             end.close()
 
+    def test_it_can_be_pickled_before_a_fit(self) -> None:
+        """As `ddp_spawn` does with all callbacks, which is then refused in words."""
+        there = pickle.loads(pickle.dumps(monitor(executor=ProcessExecutor(num_threads=3))))
+        assert there._asked.executor._workers._arguments()[0].num_threads == 3
+
     def test_a_worker_that_cannot_begin_says_why(self) -> None:
         workers = Processes(1, ends_at_once, lambda: ())
         try:
