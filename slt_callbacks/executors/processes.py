@@ -33,6 +33,7 @@ class _Channel:
     work: Connection
     questions: Connection
     busy: bool = False
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Processes:
         behind_one: bool = False,
     ) -> None:
         numbers = list(range(num_workers))
+        self._behind_one = behind_one
         self._groups = [numbers] if behind_one else [[number] for number in numbers]
         self._target, self._arguments = target, arguments
         self._packing = Packing() if packing is None else packing
@@ -144,7 +146,7 @@ class Processes:
             kind, content = pickle.loads(channel.work.recv_bytes())
         except (EOFError, OSError) as error:
             raise WorkerLostError(self._why(channel)) from error
-        channel.busy = False
+        channel.busy, channel.answered = False, True
         if kind == "lost":
             raise WorkerLostError(content)
         self._answered = True
@@ -157,12 +159,15 @@ class Processes:
     def state(self, number: int, order: int, chains: bool, timeout: float) -> dict[str, Any]:
         """As in `Workers`."""
         channel = self._channels[number]
-        while channel.questions.poll():
-            channel.questions.recv_bytes()  # an answer that came too late
-        channel.questions.send_bytes(pickle.dumps((order, chains)))
-        if not channel.questions.poll(timeout):
-            raise TimeoutError(f"the worker has not answered within {timeout:.0f} s")
-        kind, content = pickle.loads(channel.questions.recv_bytes())
+        try:
+            while channel.questions.poll():
+                channel.questions.recv_bytes()  # an answer that came too late
+            channel.questions.send_bytes(pickle.dumps((order, chains)))
+            if not channel.questions.poll(timeout):
+                raise TimeoutError(f"the worker has not answered within {timeout:.0f} s")
+            kind, content = pickle.loads(channel.questions.recv_bytes())
+        except (EOFError, ConnectionError) as error:
+            raise WorkerLostError(self._why(channel)) from error
         if kind == "error":
             raise RuntimeError(content)
         state: dict[str, Any] = pickle.loads(content)
@@ -172,7 +177,8 @@ class Processes:
         """As in `Workers`."""
         channels = list(self._channels.values())
         processes = {id(channel.process): channel.process for channel in channels}
-        busy = {id(channel.process) for channel in channels if channel.busy}
+        # One that is still being started would be waited for as well, and has nothing to end in good order.
+        busy = {id(one.process) for one in channels if one.busy or not (one.answered or self._behind_one)}
         try:
             for channel in channels:
                 _dismiss(channel, id(channel.process) in busy)

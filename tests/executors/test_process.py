@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from slt_callbacks import Estimator, ProcessExecutor
+from slt_callbacks.executors import processes
 from slt_callbacks.executors.elsewhere import WorkerLostError
 from slt_callbacks.executors.processes import Processes, _Channel
 from slt_callbacks.measuring.apart import Apart
@@ -237,6 +238,31 @@ class TestTheWay:
             workers.answer(0)
         for end in (ours, theirs, *nobody):
             end.close()
+
+    def test_one_that_is_still_being_started_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        codes, before, executor = [], here(), ProcessExecutor()
+        end = processes.end
+
+        def noted(process: Any) -> None:
+            process.join(100)
+            codes.append(process.exitcode)
+            end(process)
+
+        monkeypatch.setattr(processes, "end", noted)
+        executor.open(estimator())
+        executor.close()
+        assert codes == [-signal.SIGTERM]
+        nothing_since(before)
+
+    def test_a_state_that_went_with_its_worker_says_so(self) -> None:
+        workers = Processes(1, ends_at_once, tuple)
+        try:
+            workers.start(0, estimator())
+            workers._channels[0].process.kill()
+            with pytest.raises(WorkerLostError, match="was ended by SIGKILL"):
+                workers.state(0, 0, True, 100.0)
+        finally:
+            workers.close()
 
     def test_it_can_be_pickled_before_a_fit(self) -> None:
         """As `ddp_spawn` does with all callbacks, which is then refused in words."""
