@@ -212,6 +212,10 @@ class Elsewhere:
         try:
             if estimator is not None and self._last is not None and not isinstance(estimator, Apart):
                 estimator.load_state_dict(self.state_dict(timeout=_LAST_SECONDS))
+        except Exception:
+            if estimator is not None:
+                estimator.forget()  # what it has is of the fit before
+            raise
         finally:
             self._estimator = None
             self._begin()

@@ -279,8 +279,7 @@ class Estimator:
             asked = state.get("queries", {})
             same = {key for key, queries in self._panel.queries.items() if asked.get(key) == queries.fingerprint}
             self._panel.load_state_dict(state.get("observables", {}), same)
-        self._main.target.forget()
-        self._beside.forget()
+        self.forget()
         changed = changes(before, self.settings.of_chains())
         if changed:
             warnings.warn(
@@ -292,6 +291,11 @@ class Estimator:
         self._main.target.load_state_dict(state)
         self._beside.load_state_dict(state.get("refinements", {}))
         return True
+
+    def forget(self) -> None:
+        """Let every chain start afresh."""
+        self._main.target.forget()
+        self._beside.forget()
 
     def _surveys(self) -> list[Survey]:
         return [self._main, *self._beside]

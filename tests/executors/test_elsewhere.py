@@ -237,13 +237,16 @@ class TestStates:
         assert mine.measure(net(), 3)["llc"]["mean"] == alone.measure(net(), 3)["llc"]["mean"]
 
     def test_one_that_nobody_can_give_ends_the_run_all_the_same(self) -> None:
-        executor = opened()
+        executor, mine = elsewhere(), estimator()
+        mine.measure(net(), 0)
+        executor.open(mine)
         executor.submit(Snapshot(1, net()))
         executor.drain()
         executor._workers.workers[0]._states = {}
         with pytest.raises(KeyError):
             executor.close()
         assert executor._workers.told[-1] == "close"
+        assert mine.state_dict()["chains"] == {}, "they would be of the fit before"
 
 
 class TestInAFit:
