@@ -23,7 +23,7 @@ from slt_callbacks.measuring.apart import Apart
 from slt_callbacks.weights.snapshot import Snapshot
 from tests.contracts import check_executor
 from tests.digests import digest
-from tests.executors.test_executors import everything, told
+from tests.executors.test_executors import everything, told, told_inline
 from tests.executors.workers import FakeWorkers, elsewhere
 from tests.problems import settings, squared_error
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
@@ -257,7 +257,7 @@ class TestInAFit:
             def ready(self, numbers: Any, timeout: float) -> list[int]:
                 return super().ready(numbers, timeout) if timeout == 0 else list(numbers)
 
-        inline, trained = told(None, persistent_chains=persistent)
+        inline, trained = told_inline(persistent)
         executor = Elsewhere(ToTheEnd(looks), 1, max_pending=4)
         there, also_trained = told(executor, persistent_chains=persistent)
         assert digest(there) == digest(inline)

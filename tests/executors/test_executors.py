@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,10 +98,16 @@ def told(executor: Any, callbacks: Any = (), **options: Any) -> tuple[list[Any],
     return [*content, live.events, [one.scalars() for one in live.history]], fingerprint(trainer)
 
 
+@functools.cache
+def told_inline(persistent: bool = True) -> tuple[list[Any], str]:
+    """The same in the training process, once for all who compare with it."""
+    return told(None, persistent_chains=persistent)
+
+
 @pytest.mark.parametrize("executor", [InAThread(), AtTheEnd()], ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("persistent", [True, False])
 def test_nothing_that_is_logged_differs_from_inline_but_the_moment(executor: Any, persistent: bool) -> None:
-    inline, trained = told(None, persistent_chains=persistent)
+    inline, trained = told_inline(persistent)
     elsewhere, also_trained = told(executor, persistent_chains=persistent)
     assert digest(elsewhere) == digest(inline)
     assert also_trained == trained

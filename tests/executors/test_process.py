@@ -29,7 +29,7 @@ from tests.digests import digest
 from tests.executors.leftovers import here, nothing_since
 from tests.executors.obedient import DIES, FINE, RAISES, SLOW, Obeyed, ends_at_once, estimator
 from tests.executors.test_elsewhere import AFRESH, saving
-from tests.executors.test_executors import everything, told
+from tests.executors.test_executors import everything, told, told_inline
 from tests.training import fingerprint, fit, monitor
 
 pytestmark = [
@@ -55,7 +55,7 @@ def in_a_fit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     path, before = tmp_path_factory.mktemp("fit") / "five.ckpt", here()
     beside = told(ProcessExecutor(max_pending=4), callbacks=[saving(path)])
     nothing_since(before)
-    return told(None), beside, path
+    return told_inline(), beside, path
 
 
 def test_nothing_that_is_logged_differs_from_inline_but_the_moment(in_a_fit: Any) -> None:

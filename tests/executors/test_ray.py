@@ -19,7 +19,7 @@ from slt_callbacks.weights.snapshot import Snapshot
 from tests.digests import digest
 from tests.executors.leftovers import here, nothing_since
 from tests.executors.obedient import DIES, FINE, RAISES, SLOW, Obeyed, estimator, obey
-from tests.executors.test_executors import told
+from tests.executors.test_executors import told, told_inline
 from tests.training import fit, monitor, square_error
 
 pytestmark = [
@@ -88,7 +88,7 @@ class TestOneActor:
 
 
 def test_a_fit_is_the_same_and_training_is_left_alone() -> None:
-    inline, trained = told(None)
+    inline, trained = told_inline()
     before, handlers = here(), [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     hook, state = sys.excepthook, random.getstate()
     there, also_trained = told(RayExecutor(address="local", max_pending=4))
