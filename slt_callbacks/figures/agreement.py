@@ -31,3 +31,34 @@ def rank_correlation(history: Sequence[Measurement], first: str, second: str = "
     numbers = [one.scalars() for one in history if not one.failed]
     columns = [[known.get(key, math.nan) for known in numbers] for key in (first, second)]
     return rank_agreement(*columns)
+
+
+def beside_the_llc(history: Sequence[Measurement], key: str, names: Sequence[str]) -> str:
+    """How far numbers of an observable go together with the LLC, in a sentence; nothing where that cannot be told.
+
+    Args:
+        history: In order.
+        key: Of the observable.
+        names: Of its numbers.
+
+    Example:
+        >>> values = [(1.0, 4.0), (2.0, 4.5), (4.0, 5.0), (3.0, 4.7), (5.0, 6.0)]
+        >>> history = [
+        ...     Measurement(step, {"llc": {"mean": llc, "reference_loss": 0.1}, "own": {"critical_bits": bits}})
+        ...     for step, (llc, bits) in enumerate(values)
+        ... ]
+        >>> beside_the_llc(history, "own", ["critical_bits"])[:96]
+        'Rank correlation with the LLC over the run: critical bits 1.00, and of their changes 1.00. Two l'
+    """
+    llcs = (name for one in history for name, found in one.results.items() if {"mean", "reference_loss"} <= {*found})
+    llc = next(llcs, None)
+    told = []
+    for name in names if llc is not None else ():
+        found = rank_correlation(history, f"{key}/{name}", f"{llc}/mean")
+        if math.isfinite(found.of_levels):
+            of_changes = f", and of their changes {found.of_changes:.2f}" if math.isfinite(found.of_changes) else ""
+            told.append(f"{name.replace('_', ' ')} {found.of_levels:.2f}{of_changes}")
+    if not told:
+        return ""
+    trend = "Two levels that both go one way agree whatever joins them; their changes need not."
+    return f"Rank correlation with the LLC over the run: {'; '.join(told)}. {trend}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from slt_callbacks.figures.agreement import beside_the_llc
 from slt_callbacks.figures.charts import Axis, Chart, Curve, chart, compact, series
-from slt_callbacks.figures.kinds import KINDS, Kind, Plot, kind_of
+from slt_callbacks.figures.kinds import COMPRESSIBILITY, KINDS, Kind, Plot, kind_of
 from slt_callbacks.figures.recorded import Frame
 from slt_callbacks.measuring.measurement import Measurement
 
@@ -31,7 +32,7 @@ class Section:
         reads: How it is read.
         charts: Of its numbers.
         pictures: Frames by name of the picture, in step order.
-        note: What was left out.
+        note: What was left out, or goes without a chart.
     """
 
     key: str
@@ -65,7 +66,10 @@ def observed(
     found = []
     for key in ranked:
         several = list(kinds.values()).count(kinds[key]) > 1
-        found.append(_section(key, kinds[key], [] if key in without else rows_of(history, key), frames, axis, several))
+        section = _section(key, kinds[key], [] if key in without else rows_of(history, key), frames, axis, several)
+        if kinds[key] is COMPRESSIBILITY:
+            section = replace(section, note=beside_the_llc(history, key, ("critical_bits", "critical_rank")))
+        found.append(section)
     return found
 
 

@@ -206,6 +206,9 @@ class TestSections:
         assert "h0" not in page.texts["span"]
         assert {"accuracy[0]", "number0"} <= set(page.texts["span"])
 
+    def test_compressibility_is_told_beside_the_llc(self, folder: Path) -> None:
+        assert "Rank correlation with the LLC over the run: critical bits 1.00" in page_of(folder).text
+
     def test_health_is_told_where_there_is_something_to_tell(self, folder: Path) -> None:
         page = page_of(folder)
         assert "In 6 measurements the step size biases the LLC by more than 5 %." in page.text
