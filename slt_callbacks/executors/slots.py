@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +97,9 @@ class Slots:
 
     def _made_in(self, place: Path, num_bytes: int) -> Path:
         if place not in self._folders:
-            self._folders[place] = Path(tempfile.mkdtemp(prefix=f"slt-callbacks-{os.getpid()}-", dir=place))
+            folder = Path(tempfile.mkdtemp(prefix=f"slt-callbacks-{os.getpid()}-", dir=place))
+            weakref.finalize(self, _remove, folder, os.getpid())  # also where the process ends without `close`
+            self._folders[place] = folder
         path = self._folders[place] / str(next(self._numbers))
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -109,6 +112,12 @@ class Slots:
         finally:
             os.close(file)
         return path
+
+
+def _remove(folder: Path, pid: int) -> None:
+    """By the process that has made it, and none that was forked from it."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mapped(path: Path) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import threading
@@ -36,6 +37,15 @@ def there(module: nn.Module) -> Any:
 
     end = carry(module, room)
     return unpacked(memory[0], end)
+
+
+def test_shared_memory_goes_with_whoever_has_forgotten_to_close_it() -> None:
+    forgotten = Slots()
+    path = forgotten.take(4).path
+    assert path.exists()
+    del forgotten
+    gc.collect()
+    assert not path.parent.exists()
 
 
 @pytest.fixture
