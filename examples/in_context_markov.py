@@ -301,7 +301,11 @@ def wandb_mode() -> str | None:
 def where_to_look(run: wandb.Run) -> str:
     if run.disabled:
         return "W&B is disabled: what is printed and the files are all there is."
-    return f"The run:    wandb leet {Path(run.settings.sync_file).parent}" if run.offline else f"The run:    {run.url}"
+    return (
+        f"The run:    python -m wandb leet {Path(run.settings.sync_file).parent}"
+        if run.offline
+        else f"The run:    {run.url}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the results
