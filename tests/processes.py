@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,14 @@ import torch
 import torch.utils.checkpoint
 
 PATIENCE = 20.0  # seconds until a rank that waits for the others gives up
+
+
+def unseeded() -> dict[str, str]:
+    """An environment for processes of their own, without a seed, with which Lightning's ranks alone would begin.
+
+    `seed_everything` leaves it there, and whatever ran before in this process may have called that.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PL_GLOBAL_SEED", "PL_SEED"))}
 
 
 class _Globals:

@@ -208,7 +208,7 @@ def _flat(name: str, result: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{name}_{entry}" if name else entry, value)
         return
     try:
-        value = torch.as_tensor(result).detach().cpu()
+        value = torch.as_tensor(result, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"Expected every metric to give numbers, but {name!r} gave {shown(result)}: leave it out, or wrap it in "

@@ -257,4 +257,4 @@ def _stackable(trajectories: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _tensor(value: Any) -> torch.Tensor:
-    return torch.as_tensor(value).detach().cpu()
+    return torch.as_tensor(value, device="cpu").detach()

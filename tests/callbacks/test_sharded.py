@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.callbacks import sharded_run
+from tests.processes import unseeded
 from tests.training import data
 
 PATIENCE = 240  # seconds until the run counts as hanging
@@ -28,7 +29,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.callbacks.sharded_run"]
     started = [
         subprocess.Popen(
-            [*command, str(rank), "2", port, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, str(rank), "2", port, str(folder)],
+            env=unseeded(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
     ]

@@ -128,7 +128,7 @@ def test_plug_ins_whose_random_numbers_were_not_isolated_are_noticed(
 def test_frozen_parameters_that_were_shared_with_the_fork_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slt_callbacks.measuring.preparation.Fork", lambda module, **_: Fork(module))
+    monkeypatch.setattr("slt_callbacks.measuring.sharding.Fork", lambda module, *_: Fork(module))
     assert "weights" in compare(CASES["a frozen teacher that the training step moves"], tmp_path).different
 
 
