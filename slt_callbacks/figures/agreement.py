@@ -48,7 +48,7 @@ def beside_the_llc(history: Sequence[Measurement], key: str, names: Sequence[str
         ...     for step, (llc, bits) in enumerate(values)
         ... ]
         >>> beside_the_llc(history, "own", ["critical_bits"])[:96]
-        'Rank correlation with the LLC over the run: critical bits 1.00, and of their changes 1.00. Two l'
+        'Rank correlation with the LLC over the run: critical bits 1.00, and of their changes 0.83. Two l'
     """
     llcs = (name for one in history for name, found in one.results.items() if {"mean", "reference_loss"} <= {*found})
     llc = next(llcs, None)

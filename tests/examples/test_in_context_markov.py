@@ -159,7 +159,7 @@ def test_a_smoke_run_shows_everything(tmp_path: Path) -> None:
     assert rows == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
     assert re.search(r"^  bigram .* never below$", result.stdout, flags=re.MULTILINE)
     assert "logging offline" in result.stdout
-    assert re.search(r"^The run: +wandb leet \S+$", result.stdout, flags=re.MULTILINE)
+    assert re.search(r"^The run: +python -m wandb leet \S+$", result.stdout, flags=re.MULTILINE)
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
     pictures = ("susceptibility/map", "influence/map", "trajectory/map", "compressibility/quantization")
     assert "in_context_markov.png" in files

@@ -42,9 +42,12 @@ pytestmark = [
 def worker() -> Iterator[tuple[ProcessExecutor, Estimator]]:
     """One for all tests that leave it alive, and an estimator in this process that is asked the same."""
     before = here()
-    executor = ProcessExecutor(max_pending=2)
+    executor, alone = ProcessExecutor(max_pending=2), estimator()
     executor.open(estimator())
-    yield executor, estimator()
+    executor.submit(Snapshot(0, Obeyed()))  # it is up, whichever test is the first: a signal would end it before
+    executor.drain(120.0)
+    alone.measure(Obeyed(), 0)
+    yield executor, alone
     executor.close()
     nothing_since(before)
 
