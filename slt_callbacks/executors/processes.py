@@ -6,8 +6,9 @@ import contextlib
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -23,6 +24,20 @@ from slt_callbacks.executors.worker import Answer
 from slt_callbacks.measuring.estimator import Estimator
 
 _PATIENCE = 10.0  # seconds for a process to end by itself
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A process that is started here never hears of Ctrl-C, not even while it imports; this one does afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: there it ignores the signal as soon as it serves
+        yield
+        return
+    resource_tracker.ensure_running()  # its own start would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -198,7 +213,8 @@ class Processes:
         theirs = [(work[1], questions[1]) for work, questions in pairs.values()]
         process = context.Process(target=self._target, args=(theirs, *self._arguments()), daemon=True)
         try:
-            process.start()
+            with _without_ctrl_c():
+                process.start()
         except BaseException:
             for (work, _), (questions, _) in pairs.values():
                 work.close()

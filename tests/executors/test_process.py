@@ -44,7 +44,7 @@ def worker() -> Iterator[tuple[ProcessExecutor, Estimator]]:
     before = here()
     executor, alone = ProcessExecutor(max_pending=2), estimator()
     executor.open(estimator())
-    executor.submit(Snapshot(0, Obeyed()))  # it is up, whichever test is the first: a signal would end it before
+    executor.submit(Snapshot(0, Obeyed()))  # it is up, whichever test is the first
     executor.drain(120.0)
     alone.measure(Obeyed(), 0)
     yield executor, alone
@@ -241,6 +241,16 @@ class TestTheWay:
             workers.answer(0)
         for end in (ours, theirs, *nobody):
             end.close()
+
+    def test_ctrl_c_does_not_reach_one_that_is_still_being_started(self) -> None:
+        before, executor, alone = here(), ProcessExecutor(), estimator()
+        executor.open(estimator())
+        os.kill(executor._workers._channels[0].process.pid, signal.SIGINT)
+        executor.submit(Snapshot(1, Obeyed()))
+        (found,) = executor.drain(120.0)
+        executor.close()
+        assert digest(found.results) == digest(alone.measure(Obeyed(), 1).results)
+        nothing_since(before)
 
     def test_one_that_is_still_being_started_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         codes, before, executor = [], here(), ProcessExecutor()

@@ -2,14 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from slt_callbacks import SGLD, SamplerConfig
@@ -21,13 +20,6 @@ from slt_callbacks.measuring.estimator import Estimator
 
 CHAINS = SamplerConfig(SGLD(1e-4), num_chains=2, num_draws=4, num_burnin_steps=2)
 DATA = [torch.randn(8, 3, generator=torch.Generator().manual_seed(0))]
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 class Net(nn.Module):

@@ -1,12 +1,9 @@
 """Sharded modules, here over one process, where a shard is the whole: what a copy keeps, and what it must not."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
@@ -14,13 +11,6 @@ from slt_callbacks.weights.copies import private_copy
 from slt_callbacks.weights.fork import Fork
 from slt_callbacks.weights.shards import is_sharded, reshard
 from slt_callbacks.weights.snapshot import Snapshot
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 class Net(nn.Module):
