@@ -1,10 +1,14 @@
 import logging
 import math
 import re
+from unittest.mock import MagicMock
 
 import pytest
 
-from slt_callbacks import SamplerConfig
+from slt_callbacks import Measurement, SamplerConfig
+from slt_callbacks.basics.notices import Notices
+from slt_callbacks.callbacks.account import Account
+from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.forecast import Forecast
 from tests.training import fit, monitor
 
@@ -76,3 +80,20 @@ def test_a_run_tells_it_once(caplog: pytest.LogCaptureFixture, trigger: dict[str
     assert len(told) == 1
     assert ("At one every 2 steps" in told[0]) == ("every_n_train_steps" in trigger)
     assert "Persistent chains take" in told[0]
+
+
+@pytest.mark.parametrize(("num_shares", "steps", "saved"), [(4, 400, True), (1, 100, False)])
+def test_ranks_that_share_the_chains_add_up(
+    num_shares: int, steps: int, saved: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of four ranks: either each takes a part of the chains, or all take each of them on shards, which nobody saves."""
+    trainer = MagicMock(world_size=4, global_step=10, current_epoch=0, fast_dev_run=False)
+    trigger = MagicMock(**{"steps_between.return_value": None})
+    account = Account(Budget(None), True, Notices())
+    account.start(0)
+    measurement = Measurement(5, {"cost": {"seconds": 1.0, "sgld_steps": 800}})
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        account.tell(trainer, trigger, SamplerConfig(), (100, 2200), num_shares, measurement)
+    told = caplog.records[-1].getMessage()
+    assert f"the next takes about {steps} and" in told
+    assert ("as much in every checkpoint" in told) == saved
