@@ -114,7 +114,11 @@ def _size_within(trace: torch.Tensor) -> float:
 
     A chain that stands still has no autocorrelation to pay for, and as little noise: it counts with all its draws.
     """
-    single = [effective_sample_size(chain[None]) for chain in trace]
+    moving = trace.amax(dim=1) > trace.amin(dim=1)
+    values = trace[moving].detach().cpu().double().numpy()
+    # In one call, which takes half as long for 64 short chains as one of each.
+    single = _array_stats().ess(values[:, None], chain_axis=1, draw_axis=2, method="mean").tolist()
+    single += [math.nan] * (len(trace) - len(values))
     return sum(size if not math.isnan(size) else trace.shape[1] for size in single)
 
 

@@ -90,6 +90,18 @@ def test_one_chain_that_stands_still_among_four_is_an_alarm() -> None:
     assert np.sign(drift(trace)) == np.sign(drift(others))
 
 
+def test_drift_pays_for_the_autocorrelation_of_every_chain_apart() -> None:
+    trace = torch.cat([autoregressive(2, 80, a, 6) for a in (0.0, 0.5, 0.9)])
+    trace[1] = 7.0  # stands still: it counts with all its draws
+    halves = trace[:, :40], trace[:, 40:]
+    halves[1].add_((halves[0].mean(dim=1) - halves[1].mean(dim=1) + 0.3)[:, None])  # all drift alike
+    sizes = [[effective_sample_size(chain[None]) for chain in half] for half in halves]
+    assert all(math.isnan(of_half[1]) for of_half in sizes)
+    totals = [sum(size for size in of_half if not math.isnan(size)) + 40 for of_half in sizes]
+    variance = sum(float(half.var(dim=1).mean()) / total for half, total in zip(halves, totals, strict=True))
+    assert drift(trace) == pytest.approx(0.3 / math.sqrt(variance), rel=1e-9)
+
+
 def test_chains_that_stop_moving_halfway_have_drifted() -> None:
     trace = autoregressive(4, 100, 0.3, 5)
     trace[:, 50:] = 4.0
