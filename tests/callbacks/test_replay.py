@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,10 @@ from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.replay import source as source_module
 from slt_callbacks.replay.command import main
 from slt_callbacks.weights import checkpoints as checkpoints_module
+from tests import ready
 from tests.callbacks.replay_project import Oddity, Sized
 from tests.callbacks.test_watch import JUMP_AT, Planted, table, watched
+from tests.sinks.test_sinks import read_run
 from tests.training import QUICK, Regression, data, fit, monitor, square_error
 
 ROOT = Path(slt_callbacks.__file__).parents[1]
@@ -85,14 +85,6 @@ def assert_equal(found: list[Measurement], expected: list[Measurement]) -> None:
 def rows(path: str) -> list[dict[str, str]]:
     with Path(path).open() as file:
         return list(csv.DictReader(file))
-
-
-def read_run(file: Path) -> list[dict[str, Any]]:
-    """An offline W&B run, one JSON object a record."""
-    call = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    printed = subprocess.run(call, check=True, capture_output=True, text=True, env=environment, timeout=60).stdout
-    return [json.loads(line) for line in printed.splitlines() if line.strip()]
 
 
 def planted_checkpoints(folder: Path, steps: range) -> list[Path]:
@@ -281,8 +273,7 @@ class TestResume:
         paths = ["--module", "tests.callbacks.replay_project.Killed", *PATHS[2:], *LOSS, *SETTINGS]
         arguments = ["replay", *map(str, saved), *paths, "--output", str(tmp_path / "out")]
         environment = {**os.environ, "KILLED_AT": "6", "OMP_NUM_THREADS": "1"}
-        call = [sys.executable, "-m", "slt_callbacks", *arguments]
-        done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
+        done = ready.run(["-m", "slt_callbacks", *arguments], ready.ROOT, environment, timeout=60)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert [row["slt/step"] for row in rows("out/measurements.csv")] == ["2", "4"]
         assert main(arguments) == 0

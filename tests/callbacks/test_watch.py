@@ -17,6 +17,7 @@ from PIL import Image
 
 from slt_callbacks import (
     LLC,
+    SGLD,
     Alert,
     FileSink,
     JumpDetector,
@@ -113,9 +114,14 @@ class EveryTenth:
 
 def watched(**settings: Any) -> Any:
     """A monitor of planted numbers: the draws do not matter."""
-    short = SamplerConfig(num_chains=1, num_draws=2, num_burnin_steps=0)
+    short = SamplerConfig(SGLD(1e-4), batch_size=None, num_chains=1, num_draws=2, num_burnin_steps=0)
     default = {"observables": {"llc": Planted()}, "every_n_train_steps": 1, "sampler": short}
     return monitor(**(default | settings))
+
+
+def unwritten(**settings: Any) -> Any:
+    """As `watched`, of a story that is told in no file: figure and page take as long as training."""
+    return watched(sinks=[], **settings)
 
 
 def measured(step: int, **llc: float) -> Measurement:
@@ -137,7 +143,7 @@ def directions(events: list[Any]) -> list[int]:
 
 class TestWatch:
     def test_a_planted_jump_and_the_stages_around_it_are_found_while_training(self) -> None:
-        found = watched()
+        found = unwritten()
         fit(found, max_steps=30)
         (jump,) = [event for event in found.events if isinstance(event, JumpEvent)]
         assert jump.direction == 1
@@ -360,7 +366,7 @@ class TestReactions:
         def broken(*_: Any) -> None:
             raise RuntimeError("webhook is down")
 
-        found = watched(on_event=[broken, lambda trainer, module, event: seen.append(event)])
+        found = unwritten(on_event=[broken, lambda trainer, module, event: seen.append(event)])
         with pytest.warns(UserWarning, match="broken.__call__ raised RuntimeError: webhook is down. Training goes on"):
             trainer = fit(found, max_steps=20)
         assert trainer.global_step == 20
@@ -453,14 +459,14 @@ class TestReactions:
 
     def test_after_a_resume_the_story_is_that_of_the_whole_run(self, tmp_path: Path) -> None:
         memory = MemorySink()
-        trainer = fit(watched(), max_steps=8)
+        trainer = fit(unwritten(), max_steps=8)
         trainer.save_checkpoint(tmp_path / "stopped.ckpt")
         fit(watched(sinks=[memory]), max_steps=20, ckpt_path=str(tmp_path / "stopped.ckpt"))
         assert memory.report is not None
         assert [one.step for one in memory.report.history] == list(range(1, 21))
         assert [one["llc"]["mean"] for one in memory.report.history] == [planted(step) for step in range(1, 21)]
         assert all(stage.status == "final" for stage in memory.report.stages)
-        whole = watched()
+        whole = unwritten()
         fit(whole, max_steps=20)
         assert memory.report.changes == whole.changes != []
 
@@ -478,7 +484,7 @@ class TestReactions:
     def test_the_weights_at_a_jump_and_the_last_ones_before_it_are_kept(self, tmp_path: Path) -> None:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=5, save_top_k=-1, filename="{step}")
         reaction = SaveCheckpoint(tmp_path / "events")
-        found = watched(on_event=[reaction])
+        found = unwritten(on_event=[reaction])
         fit(found, kept, max_steps=20, enable_checkpointing=True)
         (jump,) = [event for event in found.events if isinstance(event, JumpEvent)]
         files = {file.name for file in (tmp_path / "events").iterdir()}
@@ -491,7 +497,7 @@ class TestReactions:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=1, save_top_k=-1, **names)
         (tmp_path / "all").mkdir()
         (tmp_path / "all" / "broken.ckpt").write_bytes(b"no checkpoint")
-        fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
+        fit(unwritten(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
         (before,) = (tmp_path / "events").glob("before-jump-*")
         assert torch.load(before, weights_only=True)["global_step"] == JUMP_AT - 1
 
@@ -501,7 +507,7 @@ class TestReactions:
     )
     def test_a_slash_in_the_name_of_a_checkpoint_makes_folders(self, filename: str, name: str, tmp_path: Path) -> None:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=5, save_top_k=-1, filename=filename)
-        fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
+        fit(unwritten(on_event=[SaveCheckpoint(tmp_path / "events")]), kept, max_steps=20, enable_checkpointing=True)
         assert [file.name for file in (tmp_path / "events").glob("before-jump-*")] == [name]
 
     def test_the_checkpoints_of_another_lightning_are_found(self, tmp_path: Path) -> None:
@@ -514,7 +520,7 @@ class TestReactions:
                 trainer.save_checkpoint(f"{self.dirpath}/{trainer.global_step}.ckpt")
 
         Kept.__name__ = "ModelCheckpoint"
-        fit(watched(on_event=[SaveCheckpoint(tmp_path / "events")]), Kept(), max_steps=20)
+        fit(unwritten(on_event=[SaveCheckpoint(tmp_path / "events")]), Kept(), max_steps=20)
         (before,) = (tmp_path / "events").glob("before-jump-*")
         assert torch.load(before, weights_only=True)["global_step"] == JUMP_AT - 1
 
@@ -526,7 +532,7 @@ class TestReactions:
         tmp_path = tmp_path / folder
         kept = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
         reaction = SaveCheckpoint(folder or tmp_path)
-        found = watched(on_event=[reaction], observables={"llc": Planted(there_and_back)})
+        found = unwritten(on_event=[reaction], observables={"llc": Planted(there_and_back)})
         fit(found, kept, max_steps=30, enable_checkpointing=True)
         names = {file.name for file in tmp_path.glob("before-*")}
         assert "before-jump-step=10.ckpt" in names
@@ -534,7 +540,7 @@ class TestReactions:
 
     def test_where_no_checkpoint_from_before_is_left_one_warning_says_so(self, tmp_path: Path) -> None:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=1, save_top_k=1, filename="{step}")
-        found = watched(on_event=[SaveCheckpoint(tmp_path / "events")], observables={"llc": Planted(there_and_back)})
+        found = unwritten(on_event=[SaveCheckpoint(tmp_path / "events")], observables={"llc": Planted(there_and_back)})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fit(found, kept, max_steps=30, enable_checkpointing=True)
@@ -549,7 +555,7 @@ class TestReactions:
         assert trainer.global_step == 20
 
     def test_training_stops_after_the_nth_transition(self) -> None:
-        trainer = fit(watched(on_event=[StopTraining()]), max_steps=30)
+        trainer = fit(unwritten(on_event=[StopTraining()]), max_steps=30)
         assert trainer.global_step == JUMP_AT + 1
         with pytest.raises(ValueError, match="`after` to be a positive integer, but got 0"):
             StopTraining(after=0)
@@ -618,7 +624,7 @@ class TestReactions:
 
     def test_an_event_of_ones_own_detector_keeps_the_weights_and_stops(self, tmp_path: Path) -> None:
         kept = ModelCheckpoint(tmp_path / "all", every_n_train_steps=4, save_top_k=-1, filename="{step}")
-        found = watched(
+        found = unwritten(
             observables={"llc": Planted(flat)},
             detectors={"slt/llc/mean": Once()},
             on_event=[SaveCheckpoint(tmp_path / "events"), StopTraining()],

@@ -1,6 +1,5 @@
 """Grokking as a user runs it: a script in its own process, without a W&B account."""
 
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from slt_callbacks import Measurement
 from slt_callbacks.callbacks.reactions import describe
 from slt_callbacks.recording.watch import Watch
 from tests.examples.test_language_model import check_help, run
+from tests.sinks.test_sinks import read_run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "grokking.py"
 
@@ -35,14 +35,9 @@ WHOLE_STORY = """
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all, because matplotlib takes seconds to list the fonts in a new home."""
-    return tmp_path_factory.mktemp("grokking")
-
-
-@pytest.fixture(scope="module")
-def smoke(home: Path) -> tuple[Path, str]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a smoke run, and what it printed."""
+    home = tmp_path_factory.mktemp("grokking")
     result = run(str(SCRIPT), "--smoke", "--output-dir", "out", folder=home)
     assert result.returncode == 0, result.stderr
     return home, result.stdout
@@ -123,6 +118,4 @@ def records(folder: Path, printed: str) -> list[dict[str, dict[str, dict[str, fl
     """The W&B run that `printed` names, read back."""
     (where,) = re.findall(r"wandb leet (\S+)$", printed, flags=re.MULTILINE)
     (file,) = (folder / where).glob("run-*.wandb")
-    result = run("-m", "wandb", "leet", "inspect", "--json", str(file), folder=folder)
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return read_run(file)
