@@ -1,12 +1,13 @@
-"""Run alone, one process a rank: fits of a module that FSDP2 shards, one after the other in the same processes.
+"""Run alone, makes one process a rank: fits of a module that FSDP2 shards, one after the other in the same processes.
 
-python -m tests.callbacks.sharded_run RANK SIZE PORT FOLDER [PART ...]
+python -m tests.callbacks.sharded_run SIZE PORT FOLDER [PART ...]
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -388,10 +389,21 @@ def run(rank: int, size: int, folder: Path, names: list[str]) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(answers))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    own, processes, port = (int(argument) for argument in sys.argv[1:4])
-    os.environ |= {"LOCAL_RANK": str(own), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    run(own, processes, Path(sys.argv[4]), sys.argv[5:])
+def work(rank: int, size: int, port: str, folder: Path, names: list[str]) -> None:
+    """What one process does."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    run(rank, size, folder, names)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    size, port, folder, *names = sys.argv[1:]
+    forks = multiprocessing.get_context("fork")  # nothing was done yet but imports, and these take seconds
+    ranks = [forks.Process(target=work, args=(rank, int(size), port, Path(folder), names)) for rank in range(int(size))]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(any(process.exitcode for process in ranks))

@@ -1,8 +1,6 @@
 """Two CPU processes: the chains are split, the numbers are those of one, and nobody waits for ever."""
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import ready
 from tests.callbacks import ddp_run
 from tests.processes import unseeded
 
@@ -22,8 +21,8 @@ Found = dict[str, Any]
 
 def launched(strategy: str, folder: Path, *moods: str) -> None:
     """One run a mood, all in one pair of processes: these take most of the time to start."""
-    command = [sys.executable, "-m", "tests.callbacks.ddp_run", strategy, "2", str(folder), *moods]
-    done = subprocess.run(command, env=unseeded(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    arguments = ["-m", "tests.callbacks.ddp_run", strategy, "2", str(folder), *moods]
+    done = ready.run(arguments, ready.ROOT, unseeded(), PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

@@ -8,8 +8,6 @@ import gc
 import io
 import math
 import os
-import subprocess
-import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -46,6 +44,7 @@ from slt_callbacks.basics.errors import Failure, RankFailedError
 from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.arguments import Asked
 from slt_callbacks.callbacks.trial import Trial
+from tests import ready
 from tests.passivity.runs import Fires
 from tests.sinks.test_sinks import offline_logger
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
@@ -371,14 +370,7 @@ class TestPlacesThatFail:
     def test_a_wandb_service_that_is_killed_costs_the_rest_of_its_rows(self, tmp_path: Path, undisturbed: str) -> None:
         # In a process with a service of its own, because the tests of this one share theirs, and its address.
         own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.callbacks.wandb_killed", str(tmp_path)],
-            env=own,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        done = ready.run(["-m", "tests.callbacks.wandb_killed", str(tmp_path)], ready.ROOT, own, timeout=120)
         *told, found = done.stdout.splitlines()
         assert found == f"3 publications, {undisturbed}", done.stderr
         assert len([text for text in told if "WandbSink.publish raised" in text]) == 1

@@ -2,14 +2,13 @@
 
 import json
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import ready
 from tests.callbacks import sharded_run
 from tests.processes import unseeded
 from tests.training import data
@@ -26,23 +25,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "tests.callbacks.sharded_run"]
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), "2", port, str(folder)],
-            env=unseeded(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=PATIENCE)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    arguments = ["-m", "tests.callbacks.sharded_run", "2", port, str(folder)]
+    done = ready.run(arguments, ready.ROOT, unseeded(), PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

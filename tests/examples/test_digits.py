@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +9,14 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
+from tests import ready
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "digits.py"
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, np.ndarray]:
     """What it prints, and its table: step, loss, LLC of function and data, contrast, rank, alignment, shift."""
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments, "--output-dir", "out"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = ready.run([str(SCRIPT), *arguments, "--output-dir", "out"], folder, os.environ, timeout=300)
     assert result.returncode == 0, result.stderr
     rows = re.findall(r"^ +(\d+)" + r" +(\S+)" * 7 + "$", result.stdout, flags=re.MULTILINE)
     return result.stdout, np.array(rows, dtype=float)

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 import torch
 
 from slt_callbacks.stats.trajectories import random_walk_shares
+from tests import ready
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "in_context_regression.py"
 RECORDS = Path(__file__).with_name("in_context_regression")
@@ -83,15 +82,7 @@ def test_the_network_looks_at_nothing_that_comes_later(example: ModuleType) -> N
 
 
 def test_a_smoke_run_prints_its_table_and_leaves_a_record_like_those_that_are_kept(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke", "--output-dir", "out"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = ready.run([str(SCRIPT), "--smoke", "--output-dir", "out"], tmp_path, os.environ, timeout=300)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^ +6 +\d\.\d+ .* \d+%$", result.stdout, flags=re.MULTILINE)
     assert re.search(r"With 4 tasks it ends nearer to (dMMSE|ridge regression)", result.stdout)

@@ -15,17 +15,28 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+from tests import ready
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "language_model.py"
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """That of a user whose home is `folder`, so that no account is found."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    return kept | {"HOME": str(folder), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(SCRIPT.parents[1])}
+
+
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`, which is also the home, so that no account of the user's is found."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    environment |= {"HOME": str(folder), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(SCRIPT.parents[1])}
+    """Run a script in `folder`, which is also the home."""
+    return ready.run(arguments, folder, environment(folder), timeout=120)
+
+
+def run_afresh(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """As `run`, in an interpreter that has imported nothing: one example a suite is started as users start theirs."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env=environment(folder),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -68,7 +79,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def smoke(home: Path) -> tuple[Path, str]:
     """The folder of a smoke run, and what it printed."""
-    result = run(str(SCRIPT), "--smoke", "--output-dir", "out", folder=home)
+    result = run_afresh(str(SCRIPT), "--smoke", "--output-dir", "out", folder=home)
     assert result.returncode == 0, result.stderr
     return home, result.stdout
 
@@ -103,7 +114,7 @@ def test_smoke_leaves_a_run_that_leet_can_read(smoke: tuple[Path, str]) -> None:
     (where,) = re.findall(r"wandb leet (\S+)$", printed, flags=re.MULTILINE)
     (file,) = (folder / where).glob("run-*.wandb")
 
-    result = run("-m", "wandb", "leet", "inspect", "--json", str(file), folder=folder)
+    result = run_afresh("-m", "wandb", "leet", "inspect", "--json", str(file), folder=folder)
     assert result.returncode == 0, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
 

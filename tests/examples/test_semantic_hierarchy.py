@@ -2,13 +2,13 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import ready
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "semantic_hierarchy.py"
 BETWEEN = 0.4  # time between two measurements: 20 steps at a learning rate of 0.02
@@ -16,15 +16,7 @@ BETWEEN = 0.4  # time between two measurements: 20 steps at a learning rate of 0
 
 @pytest.mark.slow
 def test_items_turn_harmful_level_by_level_at_the_times_of_the_closed_form(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--output-dir", "out"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    result = ready.run([str(SCRIPT), "--output-dir", "out"], tmp_path, os.environ, timeout=600)
     assert result.returncode == 0, result.stderr
     pattern = r"^(other kingdom|cousins|siblings)" + r" +(\S+)" * 5 + "$"
     rows = re.findall(pattern, result.stdout, flags=re.MULTILINE)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +14,12 @@ import wandb
 
 from slt_callbacks import Alert, JumpEvent
 from slt_callbacks.sinks.alerts import News, send_alert
+from tests import ready
 from tests.callbacks.test_watch import BACK_AT, JUMP_AT, Planted, there_and_back, watched
 from tests.sinks.backend import fake_backend
 from tests.sinks.test_online import environment
 from tests.sinks.test_sinks import offline_logger, records
 from tests.training import fit
-
-ROOT = Path(__file__).parents[2]
 
 
 class Tells:
@@ -48,15 +45,8 @@ def jumps_of(logger: Any) -> list[str]:
 
 def in_a_process(folder: Path, environment: dict[str, str], text: str) -> None:
     """A run that is resumed, if it can be, sends one alert, always of the same news."""
-    code = (
-        "import sys, wandb; from types import SimpleNamespace\n"
-        "from slt_callbacks.sinks.alerts import News, send_alert\n"
-        "run = wandb.init(project='tests', dir=sys.argv[1], id='same', resume='allow')\n"
-        "send_alert([SimpleNamespace(experiment=run)], 'title', sys.argv[2], News('a jump', 3))\n"
-        "run.finish()\n"
-    )
-    command = [sys.executable, "-c", code, str(folder), text]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    done = ready.run(["-m", "tests.sinks.alert_run", str(folder), text], ready.ROOT, environment, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 class TestResumed:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import slt_callbacks
+from tests import ready
 from tests.callbacks.test_watch import BACK_AT, JUMP_AT
 from tests.sinks.backend import ENTITY, Backend, fake_backend
 from tests.sinks.online_run import STEPS
-
-ROOT = Path(slt_callbacks.__file__).parents[1]
 
 
 def environment(backend: Backend, folder: Path) -> dict[str, str]:
@@ -35,29 +30,15 @@ def environment(backend: Backend, folder: Path) -> dict[str, str]:
     }
 
 
-def finished(backend: Backend, folder: Path) -> tuple[int, str]:
-    """Exit code and output of the run; it and what it has started are killed after 60 seconds."""
-    call = [sys.executable, "-m", "tests.sinks.online_run", str(folder)]
-    output = folder / "output.txt"
-    with output.open("w") as file:  # a pipe would stay open as long as W&B's own process
-        process = subprocess.Popen(
-            call, cwd=ROOT, env=environment(backend, folder), stdout=file, stderr=file, start_new_session=True
-        )
-        try:
-            process.wait(timeout=60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(timeout=5)
-    return process.returncode, output.read_text()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Backend:
     """What the server was sent by one run whose LLC jumps up and, within seconds, down."""
     with fake_backend() as backend:
-        code, output = finished(backend, tmp_path_factory.mktemp("online"))
-    assert code == 0, output
+        folder = tmp_path_factory.mktemp("online")
+        arguments = ["-m", "tests.sinks.online_run", str(folder)]
+        done = ready.run(arguments, ready.ROOT, environment(backend, folder), timeout=60)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     assert "Training goes on" not in output, output  # what the monitor says where a sink or a reaction raises
     return backend
 
