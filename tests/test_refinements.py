@@ -22,6 +22,7 @@ from slt_callbacks import (
     estimate,
 )
 from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.losses.objective import Objective
 from slt_callbacks.measuring.estimator import Estimator
 from slt_callbacks.measuring.refinement import RefinementSet
 from tests.problems import TWO_SAMPLES, Quadratic, Weights, settings, squared_error
@@ -364,6 +365,39 @@ class TestBesideTheMainOne:
         estimator = self.estimator(config, first=Refinement("0"), last=Refinement("2"))
         expected = estimator.expected_steps
         assert estimator.measure(self.net, 1)["cost"]["sgld_steps"] == expected == 3 * 2 * 9
+
+    def test_a_gradient_step_of_each_is_forecast_at_its_own_price(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Half a second for a step of a part, and two for one of all; only those of the next measurement count."""
+
+        def timed(objective: Objective, places: Any) -> tuple[float, float]:
+            return 1.0, 2.0 if objective.fork.num_moving == whole else 0.5
+
+        whole = sum(parameter.numel() for parameter in self.net.parameters())
+        monkeypatch.setattr("slt_callbacks.measuring.timed_pass._timed", timed)
+        config = settings(num_draws=5, num_burnin_steps=4)
+        alone = self.estimator(config).time_pass(self.net)
+        parts = {"first": Refinement("0"), "last": Refinement("2")}
+        one, both = self.estimator(config, at_once=1, **parts), self.estimator(config, **parts)
+        assert alone.seconds == 2.0
+        assert one.time_pass(self.net).seconds == pytest.approx((2.0 + 0.5) / 2)
+        found = both.time_pass(self.net)
+        assert found.seconds == pytest.approx((2.0 + 0.5 + 0.5) / 3)
+        assert found.seconds_for(3 * 18) == pytest.approx(alone.seconds_for(18) * (1 + 2 / 4), rel=0.01)
+        assert found.pass_seconds == 2.0, "what an optimizer step is told by"
+
+    def test_one_whose_loss_raises_is_forecast_to_cost_nothing(self) -> None:
+        def broken(module: nn.Module, batch: Any) -> torch.Tensor:
+            raise KeyError("labels")
+
+        timed = self.estimator(settings(), bad=Refinement(loss_fn=broken)).time_pass(self.net)
+        assert timed.seconds > 0
+        assert timed.seconds == timed.pass_seconds
+
+    def test_its_seconds_are_in_its_record(self) -> None:
+        found = self.estimator(settings(), first=Refinement("0"), last=Refinement("2")).measure(self.net, 1)
+        seconds = [record["cost"]["seconds"] for record in found.refinements.values()]
+        assert min(seconds) > 0
+        assert sum(seconds) < found["cost"]["seconds"]
 
     def test_one_that_raises_costs_its_own_numbers(self) -> None:
         def broken(module: nn.Module, batch: Any) -> torch.Tensor:

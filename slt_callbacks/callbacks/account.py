@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import lightning.pytorch as pl
@@ -47,14 +48,11 @@ class Account:
         self._prospect = prospect if known else None
         self.budget.first_pace = prospect.first_seconds / prospect.num_steps if prospect is not None and known else 0.0
 
-    def allows(self, expected_steps: int, trainer: pl.Trainer) -> bool:
-        """Whether a measurement of so many gradient steps fits; one that does not is counted.
-
-        Without chains there is nothing to go by but the last measurement: it counts as one step.
-        """
-        long = self.budget.is_long(expected_steps)
+    def allows(self, expected: Mapping[str, int], trainer: pl.Trainer) -> bool:
+        """Whether a measurement of so many gradient steps, by posterior, fits; one that does not is counted."""
+        long = self.budget.is_long(sum(expected.values()))
         run_seconds = self._run_seconds(trainer) if long else 0.0
-        if self.budget.allows(max(expected_steps, 1), run_seconds):
+        if self.budget.allows(_counted(expected), run_seconds):
             return True
         self.budget.skipped += 1
         if long and self._prospect is not None and self.budget.max_overhead is not None:
@@ -62,20 +60,20 @@ class Account:
             self._notices.once(self._prospect.too_long(self.budget.max_overhead, allowance), "too long")
         return False
 
-    def charge(self, measurement: Measurement, blocked: float, expected_steps: int, num_failed: int) -> Measurement:
+    def charge(
+        self, measurement: Measurement, blocked: float, expected: Mapping[str, int], num_failed: int
+    ) -> Measurement:
         """Learn what a measurement, whose time has been paid, has taken, and write into it what measuring costs.
 
         Args:
             measurement: As it was made.
             blocked: Seconds for which training has waited.
-            expected_steps: Gradient steps that it was expected to take.
+            expected: Gradient steps that it was expected to take, by posterior.
             num_failed: Measurements of the run that have failed, this one included.
         """
-        cost = measurement["cost"]
-        says_something = cost["sgld_steps"] or not measurement.failed
-        self.budget.learn(blocked, max(expected_steps, 1) if says_something else 0)
+        self.budget.learn(_shares(measurement, blocked), _counted(expected))
         told = {"overhead": self.budget.overhead, "skipped": self.budget.skipped, "failed": num_failed}
-        return replace(measurement, results={**measurement.results, "cost": {**cost, **told}})
+        return replace(measurement, results={**measurement.results, "cost": {**measurement["cost"], **told}})
 
     def tell(
         self,
@@ -121,3 +119,19 @@ class Account:
         if done <= 0 or planned is None:
             return 0.0
         return self.budget.training_seconds / done * (planned - self._first_step)
+
+
+def _counted(expected: Mapping[str, int]) -> dict[str, int]:
+    """Without chains there is nothing to go by but the last measurement: it counts as one step."""
+    return {**expected, "": max(expected[""], 1)}
+
+
+def _shares(measurement: Measurement, blocked: float) -> dict[str, float]:
+    """Of the seconds for which training has waited, those of each posterior that says something of the next time."""
+    cost, refined = measurement["cost"], measurement.refinements
+    share = blocked / cost["seconds"] if cost["seconds"] > 0 else 0.0
+    seconds = {name: share * record["cost"]["seconds"] for name, record in refined.items()}
+    main_steps = cost["sgld_steps"] - sum(record["cost"]["sgld_steps"] for record in refined.values())
+    told = {name for name, record in refined.items() if record["cost"]["sgld_steps"]}
+    found = {"": blocked - sum(seconds.values())} if main_steps or not measurement.failed else {}
+    return found | {name: value for name, value in seconds.items() if name in told}

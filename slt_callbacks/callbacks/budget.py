@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 # A first measurement that takes longer would look like a run that hangs.
 LONG_SECONDS = 60.0
@@ -12,6 +12,9 @@ LONG_SECONDS = 60.0
 
 class Budget:
     """Keeps measuring below a share of the training time, both measured on the wall clock of this fit.
+
+    A measurement is expected to take what its gradient steps took the last time, those of every posterior for
+    themselves: a step over the last layer may cost half of one over all, and a part with queries twice as much.
 
     Args:
         max_overhead: Most seconds of measuring for a second of training; None for no limit.
@@ -32,7 +35,7 @@ class Budget:
         >>> budget.allows()  # at 100 s, the first always fits
         True
         >>> budget.add(8.0)
-        >>> budget.learn(8.0, steps=1)
+        >>> budget.learn({"": 8.0}, steps={"": 1})
         >>> round(budget.overhead, 3)  # at 101 s: 8 s of measuring, 93 s of training
         0.087
         >>> budget.allows()  # at 110 s: two of them would be 16 s of 102 s
@@ -48,12 +51,13 @@ class Budget:
         self.first_pace = 0.0
         self._started: float | None = None
         self._spent = 0.0
-        self._pace = 0.0
+        self._forget_paces()
         self.skipped = 0
 
     def start(self) -> None:
         """Training begins now."""
-        self._started, self._spent, self._pace = self._clock(), 0.0, 0.0
+        self._started, self._spent = self._clock(), 0.0
+        self._forget_paces()
 
     @property
     def overhead(self) -> float:
@@ -75,35 +79,46 @@ class Budget:
         share = math.inf if self.max_overhead is None else self.max_overhead
         return max(LONG_SECONDS, share * max(self.training_seconds, run_seconds) - self._spent)
 
-    def allows(self, steps: int = 1, run_seconds: float = 0.0) -> bool:
+    def allows(self, steps: Mapping[str, int] | None = None, run_seconds: float = 0.0) -> bool:
         """Whether a measurement expected to take so many gradient steps would, as the last went, keep the limit.
 
         Args:
-            steps: How many.
+            steps: How many, by posterior, "" for the main one; None where nothing is known but the last measurement.
             run_seconds: As `allowance` takes it.
         """
         if self.max_overhead is None:
             return True
-        if self.is_long(steps):
-            return steps * self.first_pace <= self.allowance(run_seconds)
-        return self._spent == 0 or self._spent + steps * self._pace <= self.max_overhead * self.training_seconds
+        counts = {"": 1} if steps is None else steps
+        total = sum(counts.values())
+        if self.is_long(total):
+            return total * self.first_pace <= self.allowance(run_seconds)
+        return self._spent == 0 or self._spent + self._seconds(counts) <= self.max_overhead * self.training_seconds
 
     def add(self, seconds: float) -> None:
         """Training has waited so long, for whatever reason."""
         self._spent += seconds
 
-    def learn(self, seconds: float, steps: int) -> None:
+    def learn(self, seconds: Mapping[str, float], steps: Mapping[str, int]) -> None:
         """A measurement, whose time has been added as it passed, has taken so long.
 
         Args:
-            seconds: How long.
+            seconds: How long, by posterior; without those that failed and say nothing of others.
             steps: Gradient steps that it was expected to take, so that chains which drift, and go on burning in, make
-                the next one look dear as well; 0 for one that failed and says nothing of others.
+                the next one look dear as well.
         """
-        if steps:
-            self._pace = seconds / steps
+        known = [name for name in seconds if steps.get(name)]
+        if known:
+            self._paces |= {name: seconds[name] / steps[name] for name in known}
+            self._pace = sum(seconds[name] for name in known) / sum(steps[name] for name in known)
 
     @property
     def training_seconds(self) -> float:
         """Seconds of this fit that were not spent on measuring."""
         return 0.0 if self._started is None else self._clock() - self._started - self._spent
+
+    def _forget_paces(self) -> None:
+        self._paces: dict[str, float] = {}  # seconds of a gradient step, by posterior
+        self._pace = 0.0  # of the last measurement as a whole, for a posterior whose first turn it is
+
+    def _seconds(self, steps: Mapping[str, int]) -> float:
+        return sum(count * self._paces.get(name, self._pace) for name, count in steps.items())

@@ -144,7 +144,7 @@ class Prospect:
             return f"{text}, shortened for `fast_dev_run`."
         if self.timed is None:
             return f"{text}."
-        text += f" of {duration(self.timed.seconds)}, about {duration(self.first_seconds)} "
+        text += f" of {self._step(self.timed)}, about {duration(self.first_seconds)} "
         later = duration(self.later_seconds)
         text += "each." if later == duration(self.first_seconds) else f"the first time and {later} from then on."
         return text if plan is None else f"{text} {self._allowed(max_overhead, plan)}"
@@ -156,7 +156,7 @@ class Prospect:
             max_overhead: The limit.
             seconds: What it may take.
         """
-        step = f" ({self.num_steps} gradient steps of {duration(self.timed.seconds)})" if self.timed else ""
+        step = f" ({self.num_steps} gradient steps of {self._step(self.timed)})" if self.timed else ""
         return (
             f"The first measurement would take about {duration(self.first_seconds)}{step}, and `max_overhead="
             f"{max_overhead:g}` allows it {duration(seconds)}: it is left out, as are those after it, until training "
@@ -186,6 +186,9 @@ class Prospect:
         if timed.size == self.num_samples and fewer >= _FEWEST_SAMPLES:
             found.append(f"`num_samples={fewer}`")
         return ", ".join(found) or "fewer draws and steps of burn-in together with a smaller `batch_size`"
+
+    def _step(self, timed: TimedPass) -> str:
+        return duration(timed.seconds) + (" on average" if self.num_posteriors > 1 else "")
 
     def _divisor(self, most: int) -> int:
         """The largest number of samples that divides all of them, as minibatches of a scalar loss must."""

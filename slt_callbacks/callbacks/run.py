@@ -113,7 +113,7 @@ class Run:
         estimator = self.samples.estimator
         if not trainer.strategy.broadcast(self._goes_ahead(trainer)) or estimator is None:
             return
-        step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected_steps
+        step, start, expected = trainer.global_step, time.perf_counter(), estimator.expected
         self.begun = [step, log_step]
         asked = partial(read_metrics, trainer, self._asked.told.also_compare)
         with self._guard.world(step):
@@ -203,7 +203,7 @@ class Run:
         if not self._place.takes(waits=self._account.budget.max_overhead is None):
             self._account.budget.skipped += 1
             return False
-        return self._account.allows(estimator.expected_steps, trainer)
+        return self._account.allows(estimator.expected, trainer)
 
     def _record_all(
         self,
@@ -246,7 +246,7 @@ class Run:
             self._notices.once(message, f"{name} {error.partition(':')[0]}")
         num_failed = sum(one.failed for one in (*self.story.everything, measurement))
         made = replace(measurement, metrics=submitted.metrics)
-        return self._account.charge(made, submitted.blocked, submitted.expected_steps, num_failed)
+        return self._account.charge(made, submitted.blocked, submitted.expected, num_failed)
 
     def _tell(
         self, publication: Publication, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool | None
@@ -276,7 +276,7 @@ class _Submitted:
     """A measurement that has been asked for: where to log it, what it takes, and what the trainer's metrics were."""
 
     log_step: int
-    expected_steps: int
+    expected: Mapping[str, int]
     blocked: float
     metrics: Mapping[str, float]
 

@@ -140,7 +140,7 @@ class Trial:
     def _plan(self, trainer: pl.Trainer, trigger: Trigger, timed: TimedPass | None) -> Plan:
         seconds = None
         if timed is not None and self._together is not None:
-            seconds = timed.seconds / timed.size * self._together * trainer.accumulate_grad_batches
+            seconds = timed.pass_seconds / timed.size * self._together * trainer.accumulate_grad_batches
         every = trigger.steps_between(steps_of_an_epoch(trainer) or 0, 0, seconds or 0.0)
         planned = planned_steps(trainer)
         return Plan(None if planned is None else planned - trainer.global_step, every, seconds)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slt_callbacks.basics.errors import LossFnError
 from slt_callbacks.basics.plain import brief
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from slt_callbacks.measuring.refinement import Refinement, RefinementSet
     from slt_callbacks.measuring.sampling_run import OnSteps, Sampled
     from slt_callbacks.measuring.survey import Survey
+    from slt_callbacks.measuring.timed_pass import TimedPass
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 """Of one refinement: results by observable, ``"health"``, and ``"num_parameters"``; ``"error"`` where it failed."""
@@ -67,9 +73,9 @@ class Beside:
         return [names[(self._count * self._at_once + place) % len(names)] for place in range(self._at_once)]
 
     @property
-    def expected_steps(self) -> int:
-        """Gradient steps of the next measurement in this process, if warm chains do not drift."""
-        return sum(self._surveys[name].expected_steps for name in self.turn)
+    def expected(self) -> dict[str, int]:
+        """Gradient steps of the next measurement in this process, by name, if warm chains do not drift."""
+        return {name: self._surveys[name].expected_steps for name in self.turn}
 
     @property
     def later_steps(self) -> int:
@@ -97,6 +103,25 @@ class Beside:
             except (LossFnError, TypeError, ValueError) as error:
                 raise type(error)(f"refinements[{name!r}]: {error}") from error
 
+    def time_passes(self, module: nn.Module, num_steps: int) -> list[tuple[int, TimedPass]]:
+        """Gradient steps of each whose turn it is, and a gradient pass of its own; without those whose loss raises.
+
+        Args:
+            module: The live one.
+            num_steps: Gradient steps of the first measurement, of all posteriors.
+        """
+        found = []
+        for name, steps in self.expected.items():
+            try:
+                timed = self._attempt(
+                    self._surveys[name], lambda survey: survey.time_pass(module, num_steps, at_once=False)
+                )
+            except Exception as error:  # noqa: BLE001  # as the measurement will, which costs no time then
+                _log.debug("The gradient pass of refinements[%r] failed: %s", name, error)
+            else:
+                found.append((steps, timed))
+        return found
+
     def measure(self, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None) -> dict[str, Record]:
         """Those whose turn it is, one after the other; whatever one of them meets costs its own numbers alone.
 
@@ -113,15 +138,21 @@ class Beside:
         return records
 
     def _measured(self, survey: Survey, module: nn.Module, step: int, seed: int, on_steps: OnSteps | None) -> Record:
-        def attempt() -> Sampled:
-            with self._exchange.together():
-                return survey.measure(module, step, seed, on_steps)
-
+        start = time.perf_counter()
         try:
-            sampled = as_memory_allows(attempt, survey.preparation, self._exchange.rank)
+            sampled = self._attempt(survey, lambda survey: survey.measure(module, step, seed, on_steps))
         except Exception as error:  # noqa: BLE001  # it may be the user's own loss
             sampled = survey.fail(step, f"{type(error).__name__}: {error}")
-        return _record(survey, sampled)
+        return _record(survey, sampled, start)
+
+    def _attempt(self, survey: Survey, verb: Callable[[Survey], _T]) -> _T:
+        """On all processes together, in as large blocks as memory holds."""
+
+        def attempt() -> _T:
+            with self._exchange.together():
+                return verb(survey)
+
+        return as_memory_allows(attempt, survey.preparation, self._exchange.rank)
 
     def failed(self, step: int, error: str) -> dict[str, Record]:
         """Their records where the main posterior could not be measured."""
@@ -181,11 +212,12 @@ def _observables(panel: Panel, refinements: Mapping[str, Refinement]) -> dict[st
     return found
 
 
-def _record(survey: Survey, sampled: Sampled) -> Record:
+def _record(survey: Survey, sampled: Sampled, start: float | None = None) -> Record:
+    """Of what was measured since `start`, on the clock of `time.perf_counter`; None where it was not."""
     results = {key: result for key, result in survey.results(sampled).items() if result}
     record: Record = {
         **results,
-        "cost": {"sgld_steps": sampled.sgld_steps},
+        "cost": {"seconds": 0.0 if start is None else time.perf_counter() - start, "sgld_steps": sampled.sgld_steps},
         "num_parameters": results["health"]["num_parameters"],
     }
     return record if sampled.error is None else {**record, "error": brief(sampled.error)}

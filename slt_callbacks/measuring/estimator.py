@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from torch import nn
@@ -23,7 +22,6 @@ from slt_callbacks.measuring.settings import Settings, changes
 from slt_callbacks.measuring.sharding import Sharding
 from slt_callbacks.measuring.survey import Survey
 from slt_callbacks.measuring.target import Target
-from slt_callbacks.measuring.timed_pass import time_pass
 from slt_callbacks.observables.media import Media
 from slt_callbacks.observables.panel import Panel
 from slt_callbacks.sampling.config import SamplerConfig
@@ -126,9 +124,17 @@ class Estimator:
         return self._main.target.stride.dynamics
 
     @property
+    def expected(self) -> dict[str, int]:
+        """Gradient steps of the next measurement in this process, by posterior, "" for the main one.
+
+        Warm chains that drift take more.
+        """
+        return {"": self._main.expected_steps, **self._beside.expected}
+
+    @property
     def expected_steps(self) -> int:
-        """Gradient steps of the next measurement in this process, if warm chains do not drift."""
-        return self._main.expected_steps + self._beside.expected_steps
+        """Those of all posteriors."""
+        return sum(self.expected.values())
 
     @property
     def later_steps(self) -> int:
@@ -326,13 +332,9 @@ class Estimator:
 
     def _time_pass(self, module: nn.Module) -> TimedPass:
         with self._undisturbed(module, self.settings.seed) as module:
-            objective, target = self._main.preparation.objective(module), self._main.target
-            at_once = partial(target.seconds_at_once, objective)
-            asked = [survey for survey in self._surveys() if survey.panel.reads_draws]
-            more = sum(survey.target.gradients_ahead(objective) for survey in asked)
-            forwards = sum(survey.samples_a_draw(objective) for survey in self._surveys())
-            share = self._exchange.first if objective.fork.in_place else None
-            return time_pass(objective, self.expected_steps, target.num_chains, more, forwards, at_once, share)
+            steps = self.expected_steps
+            main = self._main.time_pass(module, steps)
+            return main.beside(self._main.expected_steps, self._beside.time_passes(module, steps))
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
         """The order of a measurement."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from slt_callbacks.measuring.preparation import Preparation, means_at_fork
 from slt_callbacks.measuring.sampling_run import NOT_FINITE, SamplingRun
+from slt_callbacks.measuring.timed_pass import time_pass
 from slt_callbacks.observables.base import ReferencePoint
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from slt_callbacks.losses.objective import Objective
     from slt_callbacks.measuring.sampling_run import OnSteps, Sampled
     from slt_callbacks.measuring.target import Target
+    from slt_callbacks.measuring.timed_pass import TimedPass
     from slt_callbacks.observables.panel import Panel
     from slt_callbacks.sampling.config import SamplerConfig
 
@@ -112,6 +115,23 @@ class Survey:
         results = self.panel.compute(lenient=sampled.error is not None)
         results["health"] = self.target.told(sampled.curvature, sampled.num_burnin_steps)
         return results
+
+    def time_pass(self, module: nn.Module, num_steps: int, at_once: bool = True) -> TimedPass:
+        """Fork, and take a gradient pass.
+
+        Args:
+            module: The live one.
+            num_steps: Gradient steps of the first measurement, of all posteriors.
+            at_once: Whether to look, where that is long, how quick the chains are when they go all at once.
+
+        Raises:
+            Exception: Whatever the loss function raises, and as `Preparation.objective`.
+        """
+        objective, target = self.preparation.objective(module), self.target
+        more = target.gradients_ahead(objective) if self.panel.reads_draws else 0
+        look = partial(target.seconds_at_once, objective) if at_once else lambda: math.inf
+        share = self._exchange.first if objective.fork.in_place else None
+        return time_pass(objective, num_steps, target.num_chains, more, self.samples_a_draw(objective), look, share)
 
     def samples_a_draw(self, objective: Objective) -> int:
         """Samples whose losses are asked for in all, at w* and at the draws, beside those of the SGLD steps."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,8 +28,9 @@ class TimedPass:
         per_sample: Whether the loss gives one a sample.
         batches: What the loss was asked about, in words.
         size: Samples in the pass: those of a gradient step.
-        seconds: What a gradient step of one chain takes.
+        seconds: What a gradient step of one chain takes, on average over all posteriors.
         more_passes: What the first measurement takes beside the steps of its chains, in gradient passes.
+        pass_seconds: What the pass took, by itself.
 
     Example:
         >>> timed = TimedPass(2.3, True, "[Tensor[256, 8]]", size=256, seconds=0.01, more_passes=20.0)
@@ -43,10 +44,37 @@ class TimedPass:
     size: int
     seconds: float
     more_passes: float
+    pass_seconds: float = 0.0
 
     def seconds_for(self, steps: int) -> float:
         """What a measurement of so many gradient steps will take."""
         return (steps + self.more_passes) * self.seconds
+
+    def beside(self, steps: int, others: Sequence[tuple[int, TimedPass]]) -> TimedPass:
+        """The same of a measurement of several posteriors, the main one's pass being this.
+
+        Chains of the others are taken to gain as much as the main one's by going all at once.
+
+        Args:
+            steps: Gradient steps of the main posterior.
+            others: Those of each other one, and a pass of its own.
+
+        Example:
+            >>> main = TimedPass(2.3, True, "[Tensor[256, 8]]", 256, seconds=1.0, more_passes=20.0, pass_seconds=2.0)
+            >>> half = TimedPass(2.3, True, "[Tensor[256, 8]]", 256, seconds=0.8, more_passes=20.0, pass_seconds=0.8)
+            >>> both = main.beside(100, [(100, half)])
+            >>> both.seconds, both.seconds_for(200)  # 120 + 48
+            (0.7, 168.0)
+        """
+        gain = self.seconds / self.pass_seconds if self.pass_seconds > 0 else 1.0
+        parts = [(steps, self.more_passes, self.seconds)]
+        parts += [(count, other.more_passes, gain * other.seconds) for count, other in others]
+        total = sum(count for count, _, _ in parts)
+        if not total:
+            return self
+        mean = sum(count * seconds for count, _, seconds in parts) / total
+        more = sum(passes * seconds for _, passes, seconds in parts) / mean if mean > 0 else self.more_passes
+        return replace(self, seconds=mean, more_passes=more)
 
 
 def time_pass(
@@ -62,9 +90,9 @@ def time_pass(
 
     Args:
         objective: Its fork at w*.
-        num_steps: Gradient steps of the first measurement.
+        num_steps: Gradient steps of the first measurement, of all posteriors.
         num_chains: Chains that take them.
-        more_gradients: Samples whose gradients it takes beside the chains.
+        more_gradients: Samples whose gradients this posterior takes beside its chains.
         forwards: Samples whose losses alone it asks for.
         at_once: Seconds for a step of all chains at once; infinite where they go one by one.
         share: From the loss and the seconds of a pass to those that every process goes by; None where each goes by its
@@ -89,9 +117,11 @@ def time_pass(
     loss, seconds = timed if share is None else share(timed)
     if (num_steps + more_passes) * seconds > _QUICK:
         seconds = min(seconds, _timed(objective, places)[1])
+    pass_seconds = seconds
     if (num_steps + more_passes) * seconds > _QUICK and num_chains > 1 and num_chains * seconds < _MOST_AT_ONCE / 2:
         seconds = min(seconds, at_once() / num_chains)
-    return TimedPass(loss, objective.per_sample, _described(objective, places), size, seconds, more_passes)
+    described = _described(objective, places)
+    return TimedPass(loss, objective.per_sample, described, size, seconds, more_passes, pass_seconds)
 
 
 def _timed(objective: Objective, places: torch.Tensor | None) -> tuple[float, float]:

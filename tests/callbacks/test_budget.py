@@ -15,7 +15,7 @@ class Clock:
 def spend(budget: Budget, seconds: float, steps: int = 1) -> None:
     """A measurement takes so long."""
     budget.add(seconds)
-    budget.learn(seconds, steps)
+    budget.learn({"": seconds}, {"": steps})
 
 
 def test_the_first_measurement_always_fits_and_later_ones_wait_until_training_has_paid() -> None:
@@ -63,11 +63,11 @@ def test_one_that_takes_longer_than_expected_makes_the_next_look_as_dear() -> No
     budget.start()
     clock.now = 100.0
     spend(budget, 1.0, steps=100)
-    assert budget.allows(steps=50)
+    assert budget.allows({"": 50})
     clock.now += 3.0
     spend(budget, 3.0, steps=50)  # of chains that went on burning in: with the first it is 4 of 99
-    assert not budget.allows(steps=100)  # 4 + 6 of 99
-    assert budget.allows(steps=50)  # 4 + 3
+    assert not budget.allows({"": 100})  # 4 + 6 of 99
+    assert budget.allows({"": 50})  # 4 + 3
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -79,8 +79,35 @@ def test_one_that_failed_says_nothing_of_the_next(first: bool) -> None:
     if not first:
         spend(budget, 1.0, steps=100)
     spend(budget, 2.0, steps=0)  # before its first step
-    assert budget.allows(steps=100)
-    assert budget.allows(steps=700) == first  # 3 + 7 of 97
+    assert budget.allows({"": 100})
+    assert budget.allows({"": 700}) == first  # 3 + 7 of 97
+
+
+def test_every_posterior_has_a_pace_of_its_own() -> None:
+    clock = Clock()
+    budget = Budget(0.1, clock)
+    budget.start()
+    clock.now = 100.0
+    budget.add(3.0)
+    budget.learn({"": 2.0, "head": 0.5, "code": 0.5}, {"": 100, "head": 100, "code": 10})
+    assert budget.allows({"": 100, "head": 900}), "3 and 2 and 4.5 of 97: at one pace for all it would be 3 and 14"
+    assert not budget.allows({"": 100, "head": 1000})
+    assert budget.allows({"code": 130})
+    assert not budget.allows({"code": 140}), "3 and 7"
+    assert budget.allows({"other": 460}), "its first turn: at 3 s for 210 steps, 3 and 6.6"
+    assert not budget.allows({"other": 480})
+
+
+def test_one_that_failed_says_nothing_of_the_others() -> None:
+    clock = Clock()
+    budget = Budget(0.1, clock)
+    budget.start()
+    clock.now = 100.0
+    budget.add(1.0)
+    budget.learn({"": 1.0, "head": 2.0}, {"": 100, "head": 100})
+    budget.learn({"": 1.0}, {"": 100, "head": 100})
+    assert budget.allows({"head": 440}), "1 and 8.8 of 99"
+    assert not budget.allows({"head": 450})
 
 
 def test_before_training_the_overhead_is_infinite() -> None:

@@ -10,6 +10,7 @@ from slt_callbacks.basics.notices import Notices
 from slt_callbacks.callbacks.account import Account
 from slt_callbacks.callbacks.budget import Budget
 from slt_callbacks.callbacks.forecast import Forecast
+from slt_callbacks.observables.media import Media
 from tests.training import fit, monitor
 
 
@@ -97,3 +98,30 @@ def test_ranks_that_share_the_chains_add_up(
     told = caplog.records[-1].getMessage()
     assert f"the next takes about {steps} and" in told
     assert ("as much in every checkpoint" in told) == saved
+
+
+def record(seconds: float, sgld_steps: int) -> dict[str, object]:
+    return {"cost": {"seconds": seconds, "sgld_steps": sgld_steps}}
+
+
+@pytest.mark.parametrize("turn", [{"": 100, "head": 100}, {"": 100, "code": 100}])
+def test_the_seconds_of_every_posterior_decide_what_fits(turn: dict[str, int]) -> None:
+    """A step of the head costs 10 ms, one of the code 40, one of the main posterior 20."""
+    now = 0.0
+    budget = Budget(0.1, lambda: now)
+    account = Account(budget, True, Notices())
+    account.start(0)
+    refined = {"head": record(0.5, 100), "code": record(2.0, 100), "bad": record(0.5, 0)}
+    now, blocked = 100.0, 8.0  # of which training has waited for 2 beside those of the measurement
+    budget.add(blocked)
+    expected = dict.fromkeys(("", "head", "code", "bad"), 100)
+    made = account.charge(
+        Measurement(5, {"cost": {"seconds": 4.0, "sgld_steps": 300}}, None, Media(), refined), blocked, expected, 0
+    )
+    assert made["cost"]["overhead"] == pytest.approx(8 / 92)
+    trainer = MagicMock(world_size=1, global_step=10)
+    fits = 8.0 + (3.0 if "head" in turn else 6.0)
+    now = 8.0 + 10 * fits - 0.1
+    assert not account.allows(turn, trainer)
+    now += 0.2
+    assert account.allows(turn, trainer)

@@ -239,40 +239,40 @@ class TestBudgetOfTheFirst:
 
     def test_a_minute_is_always_free(self) -> None:
         budget, _ = self.made(0.06)
-        assert budget.allows(1000)
-        assert not budget.allows(1001)
+        assert budget.allows({"": 1000})
+        assert not budget.allows({"": 1001})
 
     def test_a_longer_one_waits_until_training_has_paid(self) -> None:
         budget, clock = self.made(0.1)
         clock.now = 999.0
-        assert not budget.allows(1000)
+        assert not budget.allows({"": 1000})
         clock.now = 1000.0
-        assert budget.allows(1000)
+        assert budget.allows({"": 1000})
 
     def test_a_fit_of_known_length_pays_beforehand(self) -> None:
         budget, _ = self.made(0.1)
-        assert not budget.allows(1000, run_seconds=999.0)
-        assert budget.allows(1000, run_seconds=1000.0)
+        assert not budget.allows({"": 1000}, run_seconds=999.0)
+        assert budget.allows({"": 1000}, run_seconds=1000.0)
 
     def test_what_the_first_took_decides_from_then_on(self) -> None:
         budget, clock = self.made(10.0)
         clock.now = 100.0
         spend(budget, 1.0, steps=100)  # it was quick
-        assert budget.allows(100)
+        assert budget.allows({"": 100})
         assert not budget.is_long(100)
 
     def test_what_has_failed_is_paid_for_too(self) -> None:
         budget, clock = self.made(0.1)
         clock.now = 1050.0
         spend(budget, 50.0, steps=0)
-        assert not budget.allows(1000), "50 and 100 of 1000"
+        assert not budget.allows({"": 1000}), "50 and 100 of 1000"
         clock.now = 1550.0
-        assert budget.allows(1000)
+        assert budget.allows({"": 1000})
 
     def test_without_a_limit_it_runs(self) -> None:
         budget = Budget(None)
         budget.first_pace = 1e9
-        assert budget.allows(1000)
+        assert budget.allows({"": 1000})
 
 
 @pytest.fixture
