@@ -14,6 +14,7 @@ import torch
 
 from slt_callbacks import SGLD, Estimator, Measurement
 from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.executors.base import Executor
 from slt_callbacks.figures.report import Report
 from slt_callbacks.losses.objective import Objective
@@ -187,9 +188,11 @@ def _assert_same(found: Mapping[str, Any], expected: Mapping[str, Any], promise:
 def check_fork_observable(observable: Any) -> None:
     """An observable of the fork: the same answer twice, whatever it moves is put back, and no graph is kept."""
     assert isinstance(observable, ForkObservable), "has `inspect`"
-    objective = _small_problem()
+    reference = _small_reference()
+    objective = _small_problem(reference)
     before = objective.fork.position.clone()
     panel = Panel({"own": observable})
+    panel.check(reference)
     point = _point(objective)
     found = []
     for _ in range(2):
@@ -274,15 +277,18 @@ def _square(module: Any, batch: Any) -> torch.Tensor:
     return (module(batch[0]) - batch[1]).square().flatten(1).sum(1)
 
 
-def _small_problem() -> Objective:
+def _small_reference() -> ReferenceSet:
+    return draw_reference([torch.randn(6, 3, generator=torch.Generator().manual_seed(1))])
+
+
+def _small_problem(reference: ReferenceSet) -> Objective:
     generator = torch.Generator().manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         module[0].bias[:2] = -100.0  # two units that no sample reaches
-    inputs = torch.randn(6, 3, generator=generator)
-    objective = Objective(Fork(module), lambda m, x: m(x).square()[:, 0], draw_reference([inputs]))
+    objective = Objective(Fork(module), lambda m, x: m(x).square()[:, 0], reference)
     objective.measure_fork()
     return objective
 

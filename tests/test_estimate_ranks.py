@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from slt_callbacks import LLC, Estimator, Influence, LeimkuhlerMatthews, LossKernel, Measurement, RMSPropSGLD
+from slt_callbacks import (
+    LLC,
+    Estimator,
+    Influence,
+    LeimkuhlerMatthews,
+    LossKernel,
+    Measurement,
+    RMSPropSGLD,
+    TrajectoryPCA,
+)
 from slt_callbacks.basics.errors import RankFailedError
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.sampling.config import SamplerConfig
@@ -127,6 +136,20 @@ def test_queries_are_those_of_rank_0() -> None:
     alone = measure(None, 0.0)
     for rank in on_ranks(2, lambda ranks: measure(ranks, float(ranks.rank))):
         same(alone, rank, tolerance=1e-12)
+
+
+def test_so_are_the_probes_of_a_trajectory() -> None:
+    """Otherwise a resume, whose rows are rank 0's, would begin it anew on every other rank."""
+
+    def measure(ranks: ThreadRank) -> tuple[torch.Tensor, Any]:
+        trajectory = TrajectoryPCA([data(4)[0][0] + ranks.rank])
+        queried: Any = {"trajectory": trajectory}
+        Estimator(draw_reference(data()), squared_error, queried, ranks=ranks).measure(network(), 1)
+        return trajectory.rows, trajectory.state_dict()["probes"]
+
+    (rows, probes), (others, their_probes) = on_ranks(2, measure)
+    assert torch.equal(rows, others)
+    assert probes == their_probes
 
 
 def test_queries_that_one_rank_cannot_draw_end_it_on_all() -> None:

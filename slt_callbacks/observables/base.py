@@ -65,8 +65,8 @@ class Observable(Protocol):
       set, of every token, or of queries of its own (attributes with the names of its fields will do as well);
     * ``discard(chain)``, which takes back every draw of a chain that has failed. Without it, the draws of a chain are
       held back (numbers, not weights) until the chain has ended well;
-    * ``check(reference, queries)``, called before training with the `ReferenceSet` and that of its queries or None, to
-      refuse what cannot work, and ``check_tokens(num_tokens)`` likewise;
+    * ``check(reference, queries)``, called before training with the `ReferenceSet` and that of its queries, or else of
+      its samples, or None, to refuse what cannot work, and ``check_tokens(num_tokens)`` likewise;
     * ``state_dict()`` and ``load_state_dict(state)``, of tensors and builtins, for what must survive a resume;
     * ``images(result)``, pictures of a result by name, and ``matrices(result)``, what of it belongs into a file;
     * ``refine(parts)``, called once with every `Part` that is measured beside the main posterior, which returns, by

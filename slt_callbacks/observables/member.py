@@ -63,7 +63,7 @@ class Member:
         self.reads_draws = isinstance(observable, Observable)
         self.reads_fork = isinstance(observable, ForkObservable)
         self.queries = _drawn(key, "queries", self.needs.queries)
-        self.samples = _drawn(key, "data", self.needs.samples)
+        self.samples = _drawn(key, self.needs.samples_name, self.needs.samples)
         self._held: list[Draw] = []
         self._seen: dict[str, Any] = {}  # what the fork has shown
         self._shown_before: list[str] = []  # names of the numbers among it
@@ -71,7 +71,7 @@ class Member:
     def check(self, reference: ReferenceSet) -> None:
         """Let it refuse samples that it cannot work with."""
         if self._has("check"):
-            self.observable.check(reference, self.queries)
+            self.observable.check(reference, self.samples if self.queries is None else self.queries)
 
     def check_tokens(self, num_tokens: int) -> None:
         """Let it refuse so many tokens."""

@@ -20,6 +20,7 @@ class Needs:
         rows: A data set with rows, to which what it was given belongs, such as labels: first batches have none.
         samples: Samples of its own for `inspect`, which ``fork.batches()`` gives it in place of the reference set. They
             are drawn once, whatever a monitor takes as `reference`, and need not be such that the loss takes them.
+        samples_name: What the argument is called that they are given as, for messages.
         forward_passes: How often `inspect` goes through its samples, at most: told before training, with the cost.
     """
 
@@ -28,6 +29,7 @@ class Needs:
     queries: Reference | ReferenceSet | None = None
     rows: bool = False
     samples: Reference | ReferenceSet | None = None
+    samples_name: str = "data"
     forward_passes: int = 0
 
 

@@ -10,7 +10,6 @@ import torch
 from slt_callbacks.basics.errors import is_out_of_memory
 from slt_callbacks.basics.plain import shown
 from slt_callbacks.data.batches import Batch
-from slt_callbacks.data.drawing import Reference, draw_reference
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.path import MOST_ROWS, MOST_VALUES
 
@@ -35,31 +34,26 @@ class Probed:
     """Asks a module, and the reference predictors, about the probes.
 
     Args:
-        probes: Whatever a monitor takes as `reference`; all of them are used.
         outputs: ``(module, batch) -> tensor (B, ...)``; None for the module's `forward` of `inputs_of` a batch.
         references: By name; see `Predictor`.
 
+    Attributes:
+        samples: The probes, which the observable is given.
+
     Raises:
-        TypeError: If `probes` is None, `outputs` cannot be called, or a reference is neither a tensor nor callable.
+        TypeError: If `outputs` cannot be called, or a reference is neither a tensor nor callable.
         ValueError: If a reference has no name, or one with a slash.
     """
 
-    def __init__(
-        self, probes: Reference | ReferenceSet, outputs: Outputs | None, references: Mapping[str, Predictor] | None
-    ) -> None:
-        if probes is None:
-            raise TypeError(
-                "Expected `probes` to be the samples whose outputs are followed, whatever a monitor takes as "
-                "`reference`, but got None: give a Dataset, a DataLoader or a list of batches."
-            )
+    samples: ReferenceSet
+
+    def __init__(self, outputs: Outputs | None, references: Mapping[str, Predictor] | None) -> None:
         if outputs is not None and not callable(outputs):
             raise TypeError(
                 f"Expected `outputs` to be a function (module, batch) -> tensor (B, ...), but got {shown(outputs)}."
             )
-        self._source = probes
         self._outputs = outputs
         self._predictors = _checked(references)
-        self._samples: ReferenceSet | None = None
         self._references: torch.Tensor | None = None
         self._shapes: set[tuple[int, ...]] = set()  # of the module's outputs on one probe; several of ragged ones
 
@@ -68,25 +62,9 @@ class Probed:
         """Of the references."""
         return list(self._predictors)
 
-    def begin(self) -> None:
-        """Draw the probes, and ask the references anew, for the module may be another."""
-        self._references = None
-        _ = self.samples
-
-    @property
-    def samples(self) -> ReferenceSet:
-        """The probes, drawn once.
-
-        Raises:
-            TypeError: If they are nothing to draw from.
-            ValueError: If there are none, or one is not finite.
-        """
-        if self._samples is None:
-            try:
-                self._samples = self._source if isinstance(self._source, ReferenceSet) else draw_reference(self._source)
-            except (TypeError, ValueError) as error:
-                raise type(error)(str(error).replace("`reference`", "`probes`")) from error
-        return self._samples
+    def begin(self, samples: ReferenceSet) -> None:
+        """Take the probes, and ask the references anew, for the module may be another."""
+        self.samples, self._references = samples, None
 
     @torch.no_grad()
     def row(self, fork: _Fork) -> torch.Tensor:

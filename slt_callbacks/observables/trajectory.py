@@ -119,7 +119,6 @@ class TrajectoryPCA:
         [1.0, 0.75, 7.071, 14.142]
     """
 
-    needs = Needs()  # of the chains nothing
     _now: _Seen | None = None
     _before: _Seen | None = None  # what had been shown when the last row came
 
@@ -132,7 +131,13 @@ class TrajectoryPCA:
     ) -> None:
         if isinstance(num_components, bool) or not isinstance(num_components, int) or num_components < 1:
             raise ValueError(f"Expected `num_components` to be a positive integer, but got {shown(num_components)}.")
-        self._probed = Probed(probes, outputs, references)
+        if probes is None:
+            raise TypeError(
+                "Expected `probes` to be the samples whose outputs are followed, whatever a monitor takes as "
+                "`reference`, but got None: give a Dataset, a DataLoader or a list of batches."
+            )
+        self.needs = Needs(samples=probes, samples_name="probes", forward_passes=1)
+        self._probed = Probed(outputs, references)
         self._num_components = num_components
         self._forget()
 
@@ -147,14 +152,10 @@ class TrajectoryPCA:
         return self._path.steps
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
-        """Begin a run, which has no rows yet, and draw the probes.
-
-        Raises:
-            TypeError: If the probes are nothing to draw from.
-            ValueError: If there are none, or one is not finite.
-        """
+        """Begin a run, which has no rows yet, on the probes, which come as `queries`."""
+        assert queries is not None  # for the type: it needs some
         self._forget()
-        self._probed.begin()
+        self._probed.begin(queries)
 
     def rehearse(self, fork: ForkView) -> None:
         """Ask the module and the references once, before training.

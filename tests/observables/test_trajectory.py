@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.linalg import orthogonal_procrustes
 from torch import nn
 
-from slt_callbacks import Estimator, FileSink, Measurement, MemorySink, TrajectoryPCA, estimate, joint_trajectory
+from slt_callbacks import LLC, Estimator, FileSink, Measurement, MemorySink, TrajectoryPCA, estimate, joint_trajectory
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.figures.pictures import image_of
 from slt_callbacks.figures.tracks import track_figure
@@ -465,6 +465,25 @@ def refusal(**settings: Any) -> str:
     with pytest.raises(MisconfigurationException) as told:
         fit(monitor(observables={"trajectory": TrajectoryPCA(probes, **settings)}))
     return str(told.value)
+
+
+def test_its_forward_passes_are_part_of_the_forecast() -> None:
+    """Those over 60 probes are as many as 20 samples' gradients, of 4 that a pass goes through."""
+    asked: list[int] = []
+
+    def outputs(module: Any, batch: list[torch.Tensor]) -> torch.Tensor:
+        asked.append(len(batch[0]))
+        return batch[0]
+
+    def more(observables: Any) -> float:
+        one = Estimator(draw_reference(data(4)), square_error, observables)
+        return one.time_pass(Regression()).more_passes
+
+    trajectory = {"trajectory": TrajectoryPCA(data(60), outputs)}
+    assert more({"llc": LLC(), **trajectory}) - more({"llc": LLC()}) == pytest.approx(60 / 3 / 4)
+    asked.clear()
+    Estimator(draw_reference(data(4)), square_error, trajectory).measure(Regression())
+    assert sum(asked) == 60
 
 
 class TestRefusals:
