@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -114,6 +115,7 @@ class Elsewhere:
         self._count = self._given = 0
         self._losses = [0] * self.num_workers
         self._starts = [0] * self.num_workers
+        self._known: bytes | None = b""  # the estimator's state at the last answer, without chains; empty before one
         self._last: tuple[int, int] | None = None  # the worker's start, and the order, of what was given back last
 
     @property
@@ -254,7 +256,7 @@ class Elsewhere:
         except WorkerLostError as error:
             self._lose(number, error)
             return
-        self._losses[number], self.outlook = 0, answer.outlook
+        self._losses[number], self.outlook, self._known = 0, answer.outlook, answer.known
         self._finish(self._running.pop(number), answer.measurement, self._starts[number])
 
     def _lose(self, number: int, error: WorkerLostError) -> None:
@@ -267,7 +269,7 @@ class Elsewhere:
         reason = f"WorkerLostError: {error}"
         if not again:
             told = "; another is started"
-            told += "" if isinstance(estimator, Apart) else ", whose chains and observables begin afresh"
+            told += "" if isinstance(estimator, Apart) else f", whose {self._recall(estimator)} begin afresh"
             self._fail(fork, reason + (told if number in self._alive() else "; it is not started again"))
         if number in self._alive():
             try:
@@ -280,6 +282,15 @@ class Elsewhere:
             self._waiting.appendleft(fork)
         while self._waiting and not self._alive():
             self._fail(self._waiting.popleft(), f"{reason}; none is left")
+
+    def _recall(self, estimator: Estimator) -> str:
+        """Give the estimator here what the lost worker knew, for the next to start with; says what is not known."""
+        try:
+            if self._known:
+                estimator.load_state_dict(pickle.loads(self._known))
+        except Exception:  # noqa: BLE001  # what an observable of the user's own remembers
+            self._known = None
+        return "chains" if self._known is not None else "chains and observables"
 
     def _fail(self, fork: _Fork, reason: str) -> None:
         assert self._estimator is not None  # as above

@@ -35,8 +35,8 @@ class ProcessExecutor(Elsewhere):
         end_timeout: Seconds that the end of a fit waits for what is not finished; None for as long as it takes.
 
     A worker that ends is started again, unless it ends twice in a row; the measurement is a failed one, and its chains
-    begin afresh, as does what observables have gathered in this fit, such as the path of a `TrajectoryPCA`. Where each
-    stands alone, its fork is measured once more instead.
+    begin afresh; what observables have gathered, such as the path of a `TrajectoryPCA`, comes with every measurement,
+    and goes on. Where each stands alone, its fork is measured once more instead.
 
     Raises:
         ValueError: If a number is out of range, or there is no such device.

@@ -32,10 +32,18 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Answer:
-    """A measurement, and what the estimator knows of the next."""
+    """A measurement, and what the estimator knows of the next.
+
+    Attributes:
+        measurement: As it was made.
+        outlook: Of the next.
+        known: The estimator's state after it without the chains, pickled, for the one that takes the place of a worker
+            that is lost; None where an observable could not say.
+    """
 
     measurement: Measurement
     outlook: Outlook
+    known: bytes | None
 
 
 class Worker:
@@ -84,7 +92,7 @@ class Worker:
         if not isinstance(self._estimator, Apart):
             self._remember(order)
         try:
-            return self._answer(measurement)
+            return self._answer(measurement, self._known(order))
         except Exception as error:  # noqa: BLE001  # what an observable of the user's own has found
             return self._answer(self._failed(step, error))
 
@@ -118,6 +126,12 @@ class Worker:
     def _failed(self, step: int, error: Exception) -> Measurement:
         return self._estimator.failed(step, f"{type(error).__name__}: {error}")
 
-    def _answer(self, measurement: Measurement) -> bytes:
+    def _known(self, order: int) -> bytes | None:
+        try:
+            return self.state(order, chains=False)
+        except Exception:  # noqa: BLE001  # where each stands alone there is none; others may be the user's own
+            return None
+
+    def _answer(self, measurement: Measurement, known: bytes | None = None) -> bytes:
         outlook = Outlook(self._estimator.expected_steps, self._estimator.stored_bytes)
-        return pickle.dumps(Answer(measurement, outlook))
+        return pickle.dumps(Answer(measurement, outlook, known))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
-from slt_callbacks import LLC, Alert, Estimator, LossKernel, MemorySink, Metrics, Refinement
+from slt_callbacks import LLC, Alert, Estimator, LossKernel, MemorySink, Metrics, Refinement, TrajectoryPCA
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.executors.elsewhere import Elsewhere
@@ -28,7 +28,7 @@ from tests.executors.workers import FakeWorkers, elsewhere
 from tests.problems import settings, squared_error
 from tests.training import QUICK, QUIET, Regression, data, fingerprint, fit, monitor, square_error
 
-AFRESH = "; another is started, whose chains and observables begin afresh"
+AFRESH = "; another is started, whose chains begin afresh"
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|resuming from a checkpoint)")
 
 
@@ -43,10 +43,10 @@ def opened(**options: Any) -> Any:
     return executor
 
 
-def net() -> nn.Linear:
+def net(step: int = 0) -> nn.Linear:
     """The same one every time."""
     made = nn.Linear(2, 1)
-    nn.init.constant_(made.weight, 1.0)
+    nn.init.constant_(made.weight, 1.0 + step)
     nn.init.constant_(made.bias, 0.5)
     return made
 
@@ -60,6 +60,18 @@ def saving(path: Path) -> pl.Callback:
                 trainer.save_checkpoint(path)
 
     return Saves()
+
+
+class Secretive(LLC):
+    def state_dict(self) -> Any:
+        raise RuntimeError("I do not tell")
+
+
+def gathering(**more: Any) -> Estimator:
+    """What remembers more than its chains."""
+    observables = {"llc": LLC(), "path": TrajectoryPCA([torch.eye(2)]), **more}
+    reference = draw_reference([(torch.ones(4, 2), torch.zeros(4, 1))])
+    return Estimator(reference, squared_error, observables, settings("auto"), persistent=True)
 
 
 class TestTheOrder:
@@ -147,6 +159,33 @@ class TestLosses:
         afresh = estimator()
         for one in found[2:]:  # the fourth goes on from the third
             assert one["llc"]["mean"] == afresh.measure(net(), one.step)["llc"]["mean"]
+
+    def test_what_observables_have_gathered_goes_on_in_the_next(self) -> None:
+        """A path over the run, and the step that "auto" stands for; the chains begin afresh."""
+        executor = elsewhere(loses=[2])
+        executor.open(gathering())
+        found = []
+        for step in range(1, 6):
+            executor.submit(Snapshot(step, net(step)))
+            found += executor.drain()
+        first, second = gathering(), gathering()
+        expected = [first.measure(net(step), step) for step in (1, 2)]
+        second.load_state_dict(first.state_dict(chains=False))
+        expected += [second.failed(3, found[2].error or ""), *(second.measure(net(step), step) for step in (4, 5))]
+        assert found[2].error == f"WorkerLostError: it was ended{AFRESH}"
+        assert digest([one.results for one in found]) == digest([one.results for one in expected])
+        assert found[4].results["path"]["steps"].tolist() == [1, 2, 4, 5]
+
+    def test_one_that_cannot_say_what_it_has_gathered_begins_afresh(self) -> None:
+        executor = elsewhere(loses=[1])
+        executor.open(gathering(secretive=Secretive()))
+        found = []
+        for step in (1, 2, 3):
+            executor.submit(Snapshot(step, net(step)))
+            found += executor.drain()
+        assert [one.failed for one in found] == [False, True, False]
+        assert "; another is started, whose chains and observables begin afresh" in (found[1].error or "")
+        assert found[2].results["path"]["steps"].tolist() == [3]
 
     def test_one_that_ends_twice_in_a_row_is_not_started_again(self) -> None:
         executor = opened(loses=[0, 1], max_pending=4, looks=3)
