@@ -377,6 +377,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match="one label for each of the 2 samples"):
             self.measured(Susceptibility(labels=[1, 2, 3]), one=Refinement("w"))
 
+    def test_labels_and_parts_whose_means_would_be_logged_under_one_name(self) -> None:
+        one_name = Susceptibility(labels=["a", "a_to_w"])
+        with pytest.raises(ValueError, match="'a' with 'w_to_w' and 'a_to_w' with 'w' are both 'a_to_w_to_w'"):
+            self.measured(one_name, w_to_w=Refinement("w"), w=Refinement("w"))
+        found = self.measured(Susceptibility(labels=["a", "a_to_w"]), w_to=Refinement("w"))
+        assert {"a_to_w_to", "a_to_w_to_w_to"} <= found["chi"].keys()
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from slt_callbacks.observables.labels import Labels
-
-_MOST_GROUPS = 100  # logged one by one: ten classes against ten
+from slt_callbacks.observables.labels import Labels, pair_names
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,8 @@ class Groups:
 
     def scalars(self, means: torch.Tensor) -> dict[str, float]:
         """Means ``(A, B)`` as numbers ``group/<a>_to_<b>``; none where there are more than 100."""
-        if means.numel() > _MOST_GROUPS:
-            return {}
-        return {
-            f"group/{a}_to_{b}": value
-            for a, row in zip(self.row_names, means.tolist(), strict=True)
-            for b, value in zip(self.column_names, row, strict=True)
-        }
+        names = pair_names(self.row_names, self.column_names)
+        return {f"group/{name}": value for name, value in zip(names, means.flatten().tolist(), strict=False)}
 
 
 def groups_of(
@@ -62,12 +55,25 @@ def groups_of(
         >>> groups.rows.tolist(), groups.row_names, groups.columns.tolist(), groups.column_names
         ([1], ['a', 'b'], [0, 0], ['all'])
     """
-    rows, row_names = _classes(labels, indices)
-    columns, column_names = _classes(query_labels, query_indices)
-    return Groups(bool(labels or query_labels), rows, row_names, columns, column_names)
+    rows, columns = _classes(labels, indices), _classes(query_labels, query_indices)
+    return Groups(bool(labels or query_labels), rows, _names(labels), columns, _names(query_labels))
 
 
-def _classes(labels: Labels | None, indices: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-    if labels is None:
-        return torch.zeros_like(indices), ["all"]
-    return labels.of(indices), labels.names
+def check_names(labels: Labels | None, query_labels: Labels | None) -> None:
+    """Refuse classes whose means would be logged under one name.
+
+    Raises:
+        ValueError: As `pair_names`.
+
+    Example:
+        >>> check_names(Labels(["a", "a_to_b"], "labels"), None)
+    """
+    pair_names(_names(labels), _names(query_labels))
+
+
+def _names(labels: Labels | None) -> list[str]:
+    return ["all"] if labels is None else labels.names
+
+
+def _classes(labels: Labels | None, indices: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(indices) if labels is None else labels.of(indices)

@@ -12,7 +12,7 @@ import torch
 from slt_callbacks.data.drawing import Reference
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.families import after, families_of, statistics
-from slt_callbacks.observables.groups import Groups, groups_of
+from slt_callbacks.observables.groups import Groups, check_names, groups_of
 from slt_callbacks.observables.labels import Labels, check_order, display_order, given_order
 from slt_callbacks.observables.media import Picture
 from slt_callbacks.observables.needs import Needs
@@ -129,6 +129,7 @@ class Influence(SnapshotObservable):
             return
         if self._query_labels is not None:
             self._query_labels.check(queries.source_size, queries.indices, "queries")
+        check_names(self.labels, self._query_labels)
         check_order(self._given_query_order, len(queries), "query_order", "columns")
         check_entries(len(reference), len(queries), "an influence", "lower `num_samples`, or give fewer `queries`")
 

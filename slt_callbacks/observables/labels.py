@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,10 @@ class Labels:
         """Class numbers, int64 ``(N,)``, of the samples in the rows `indices` of the data set."""
         return self._codes[indices]
 
+    def paired_with(self, columns: Sequence[str]) -> list[str]:
+        """As `pair_names`, of its classes and others."""
+        return pair_names(self.names, columns)
+
     def check(self, size: int | None, indices: torch.Tensor, samples: str) -> None:
         """Refuse labels that cannot belong to a data set.
 
@@ -68,6 +73,35 @@ class Labels:
                 f"data, in its order, but got {len(self._codes)}: give the labels of all of them; the drawn samples "
                 "pick their own."
             )
+
+
+MOST_PAIRS = 100
+"""Pairs that are logged one by one: ten classes against ten."""
+
+
+def pair_names(rows: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """What each pair is logged as, ``<row>_to_<column>``, row by row; nothing where they are more than `MOST_PAIRS`.
+
+    Raises:
+        ValueError: If two pairs would be logged under one name.
+
+    Example:
+        >>> pair_names(["cat", "dog"], ["all"])
+        ['cat_to_all', 'dog_to_all']
+    """
+    if len(rows) * len(columns) > MOST_PAIRS:
+        return []
+    pairs: dict[str, tuple[str, str]] = {}
+    for pair in itertools.product(rows, columns):
+        name = "_to_".join(pair)
+        other = pairs.setdefault(name, pair)
+        if other is not pair:
+            raise ValueError(
+                "Expected every pair of classes, or of a class and a part, to have a name of its own in logged keys, "
+                f"but {other[0]!r} with {other[1]!r} and {pair[0]!r} with {pair[1]!r} are both {name!r} there: rename "
+                "one of the four."
+            )
+    return list(pairs)
 
 
 def given_order(order: Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:

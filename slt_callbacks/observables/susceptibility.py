@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from slt_callbacks.observables.media import Picture, Scatter
 
 _COMPONENTS = 3  # whose shares are told
-_MOST_MEANS = 100  # logged one by one
 
 
 class Susceptibility:
@@ -67,8 +66,9 @@ class Susceptibility:
 
     Raises:
         TypeError: If `labels` are no integers or strings.
-        ValueError: If `estimator` is another, or `per_token` comes with `probes`; from `refine` if there is no part;
-            from `check` if labels do not fit, or there are more rows than memory has room for.
+        ValueError: If `estimator` is another, or `per_token` comes with `probes`; from `refine` if there is no part, or
+            two means would have one name; from `check` if labels do not fit, or there are more rows than memory has
+            room for.
 
     Source: Baker et al. (arXiv 2504.18274), definitions 3.1 and 3.4; "two_chain" is their estimator.
 
@@ -121,7 +121,7 @@ class Susceptibility:
         """What reads the draws of every part.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or the means of two classes over two parts would have one name.
         """
         asked = self._asked
         self._responses = {part.name: Response(asked) for part in parts if part.of_weights}
@@ -132,6 +132,8 @@ class Susceptibility:
                 '{"head": Refinement("head.*")} without data or a loss of its own, but got '
                 f"{[part.name for part in parts] or 'none'}."
             )
+        if self.labels is not None:
+            self.labels.paired_with(self.columns)  # two that are the same are refused
         return dict(self._responses)
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
@@ -237,13 +239,9 @@ class Susceptibility:
     def _means(self, standardized: torch.Tensor) -> dict[str, float]:
         """Of every class and part; none where they are many."""
         means = self.class_means(standardized)
-        if means is None or self.labels is None or means.numel() > _MOST_MEANS:
+        if means is None or self.labels is None:
             return {}
-        return {
-            f"{label}_to_{part}": value
-            for label, row in zip(self.labels.names, means.tolist(), strict=True)
-            for part, value in zip(self.columns, row, strict=True)
-        }
+        return dict(zip(self.labels.paired_with(self.columns), means.flatten().tolist(), strict=False))
 
     def class_means(self, standardized: torch.Tensor) -> torch.Tensor | None:
         """Means ``(A, K)`` over the A classes; None without labels, NaN for a class without a row."""

@@ -487,6 +487,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match="`query_labels` to hold one label for each of the 4 samples"):
             self.make(Influence(list(self.queries), query_labels=[0] * 6))
 
+    def test_labels_whose_pairs_would_be_logged_under_one_name(self) -> None:
+        labels, others = ["a", "a", "a", "a", "a_to_b", "a_to_b"], ["c", "c", "b_to_c", "c"]
+        told = r"'a' with 'b_to_c' and 'a_to_b' with 'c' are both 'a_to_b_to_c' there: rename one of the four"
+        with pytest.raises(ValueError, match=told):
+            self.make(Influence(list(self.queries), labels, others))
+        self.make(Influence(list(self.queries), labels, ["c_to_b", "c", "d", "c"]))
+
     def test_one_query_is_enough_and_none_is_not(self) -> None:
         Influence([(torch.ones(1, 3), torch.ones(1))])
         with pytest.raises(ValueError, match="Expected `queries` to hold samples, but it is empty: give at least 1"):
