@@ -70,11 +70,11 @@ def source_of(generator: Any) -> Source:
     return Source(lambda: bits.state, put, lambda seed: put(type(bits)(seed).state))
 
 
-def own_generators(module: nn.Module, *functions: Any) -> list[Any]:
+def own_generators(module: nn.Module | None, *functions: Any) -> list[Any]:
     """Generators that a module and its parts hold, and those that functions reach.
 
     Args:
-        module: Looked through at all its parts.
+        module: Looked through at all its parts; None where functions alone are asked about.
         functions: What they close over, are bound to, have as defaults or name among their module's variables.
 
     Returns:

@@ -359,5 +359,5 @@ class Estimator:
     def _undisturbed(self, module: nn.Module, seed: int) -> Iterator[nn.Module]:
         """A world of its own, and in it the module that forks can be made of."""
         losses = [self._loss_fn, *(one.loss_fn for one in self.refinements.by_name.values())]
-        with self._sharding.undisturbed(module, seed, *losses) as measured:
+        with self._panel.undisturbed(), self._sharding.undisturbed(module, seed, *losses) as measured:
             yield measured

@@ -15,7 +15,7 @@ from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.observables.base import ForkObservable, Observable, Part, ReferencePoint
 from slt_callbacks.observables.fork_view import ForkView
 from slt_callbacks.observables.media import Picture, Scatter
-from slt_callbacks.observables.needs import needs_of
+from slt_callbacks.observables.needs import Needs, needs_of
 from slt_callbacks.sampling.draws import Draw
 
 
@@ -67,6 +67,13 @@ class Member:
         self._held: list[Draw] = []
         self._seen: dict[str, Any] = {}  # what the fork has shown
         self._shown_before: list[str] = []  # names of the numbers among it
+
+    @property
+    def functions(self) -> list[Any]:
+        """What it calls, and what it holds beside its samples: there the user's own functions are among it."""
+        held = [value for value in getattr(self.observable, "__dict__", {}).values() if not isinstance(value, Needs)]
+        kind = type(self.observable)
+        return [*(getattr(kind, verb) for verb in ("inspect", "update", "compute") if hasattr(kind, verb)), *held]
 
     def check(self, reference: ReferenceSet) -> None:
         """Let it refuse samples that it cannot work with."""

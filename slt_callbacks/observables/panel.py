@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from slt_callbacks.basics.keys import RESERVED_NAMES
@@ -10,6 +11,7 @@ from slt_callbacks.basics.plain import shown
 from slt_callbacks.basics.rng import isolated_rng
 from slt_callbacks.data.reference import ReferenceSet
 from slt_callbacks.data.structure import check_structure
+from slt_callbacks.losses.generators import own_generators, put_back, source_of
 from slt_callbacks.losses.objective import Objective
 from slt_callbacks.observables.base import ForkObservable, Observable, ReferencePoint
 from slt_callbacks.observables.fork_view import ForkView
@@ -59,6 +61,13 @@ class Panel:
     def queries(self) -> dict[str, ReferenceSet]:
         """See the class."""
         return {member.key: member.queries for member in self.members if member.queries is not None}
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put generators back after a block that functions of the user's reach which observables call."""
+        functions = [function for member in self.members for function in member.functions]
+        with put_back(map(source_of, own_generators(None, *functions))):
+            yield
 
     def share_samples(self, first: Callable[[list[_Brought]], list[_Brought]]) -> None:
         """Take those of rank 0, as `first` gives them: what draws them may answer otherwise on another rank."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
+from torchmetrics import MeanMetric
 
-from slt_callbacks import LLC, Estimator, JumpDetector, LossKernel, MemorySink, estimate
+from slt_callbacks import LLC, Estimator, JumpDetector, LossKernel, MemorySink, Metrics, TrajectoryPCA, estimate
 from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.observables.fork_view import ForkView
 from tests.contracts import check_fork_observable
@@ -68,6 +71,75 @@ class Both(LLC):
 
     def inspect(self, fork: ForkView) -> dict[str, float]:
         return {"at_fork": fork.loss()}
+
+
+OWN = torch.Generator().manual_seed(5)  # as the user's training may share with all of these
+
+
+def drawn(generator: torch.Generator = OWN) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def noisy(module: Any, batch: list[torch.Tensor]) -> torch.Tensor:
+    return module.net(batch[0]) + drawn()  # type: ignore[no-any-return]
+
+
+class Noisy:
+    """Has what it draws from for its own."""
+
+    def __init__(self) -> None:
+        self.generator = OWN
+
+    def __call__(self, module: Any, batch: list[torch.Tensor]) -> torch.Tensor:
+        return module.net(batch[0]) + torch.rand((), generator=self.generator)  # type: ignore[no-any-return]
+
+
+class DrawsFromAFile:
+    def inspect(self, fork: ForkView) -> dict[str, float]:
+        return {"number": drawn()}
+
+
+class Bootstraps(LLC):
+    def compute(self) -> dict[str, Any]:
+        return super().compute() | {"number": drawn()}
+
+
+class Large(Dataset[Any]):
+    """Six samples, and so many objects that whoever looks through all of them finds nothing else."""
+
+    def __init__(self) -> None:
+        self.rows = [[torch.full((3,), float(row)), torch.zeros(())] for row in range(5000)]
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[row]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Metrics(MeanMetric(), noisy),
+        lambda: Metrics(MeanMetric(), lambda module, batch: noisy(module, batch)),
+        lambda: Metrics(MeanMetric(), Noisy(), data=Large()),
+        lambda: TrajectoryPCA(data(6), partial(noisy)),
+        lambda: TrajectoryPCA(Large(), Noisy()),
+        lambda: TrajectoryPCA(data(6), lambda module, batch: batch[1], {"own": lambda batch: batch[1] + drawn()}),
+        DrawsFromAFile,
+        Bootstraps,
+    ],
+)
+@pytest.mark.parametrize("verb", ["check", "measure"])
+def test_a_generator_of_their_functions_is_put_back(make: Any, verb: str) -> None:
+    own = torch.Generator()
+    own.set_state(OWN.get_state())
+    expected = drawn(own)
+    one = Estimator(draw_reference(data(8)), square_error, {"own": make()}, settings(num_draws=2))
+    before = OWN.get_state()
+    getattr(one, verb)(Regression())
+    assert drawn() == expected, "as if nothing had been drawn"
+    OWN.set_state(before)
 
 
 @pytest.mark.parametrize("observable", [DeadUnits(), Sharpness(), Draws()], ids=lambda one: type(one).__name__)
