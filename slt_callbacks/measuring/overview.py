@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,22 +13,10 @@ from slt_callbacks.measuring.refinement import Refinement
 _MOST_ROWS, _MOST_NAMES = 40, 5
 
 
-@dataclass(frozen=True)
-class _Selected:
-    """Of one refinement: by the id of a parameter, which of its weights move; None for all."""
-
-    name: str
-    refinement: Refinement
-    masks: Mapping[int, torch.Tensor | None]
-
-    def row(self, sizes: Mapping[int, int]) -> list[str]:
-        moving = sum(sizes[key] if mask is None else int(mask.sum()) for key, mask in self.masks.items())
-        patterns = self.refinement.parameters
-        what = patterns if isinstance(patterns, str) else _listed(list(patterns))
-        what += " (slices)" if self.refinement.slices else ""
-        what += ", other data" if self.refinement.reference is not None else ""
-        what += ", another loss" if self.refinement.loss_fn is not None else ""
-        return [self.name, f"{moving:,}", f"{moving / sum(sizes.values()):.1%}", what]
+_Masks = Mapping[int, torch.Tensor | None]
+"""By the id of a parameter that is selected, which of its weights move; None for all."""
+_Times = dict[int, torch.Tensor | int]
+"""By the id of a trainable parameter, how many parts move each of its weights; one number where that is the same."""
 
 
 def overview(refinements: Mapping[str, Refinement], module: nn.Module) -> str:
@@ -50,60 +38,77 @@ def overview(refinements: Mapping[str, Refinement], module: nn.Module) -> str:
         first and weights share 4 weights. Parts together leave out 1: 1.bias.
     """
     sizes = {id(p): p.numel() for p in module.parameters() if p.requires_grad}
-    found = [_Selected(name, one, one.selection.masks(module)) for name, one in refinements.items()]
-    rows = [one.row(sizes) for one in found[:_MOST_ROWS]]
+    times: _Times = dict.fromkeys(sizes, 0)
+    rows: list[list[str]] = []
+    kept: dict[str, _Masks] = {}
+    parts = [name for name, one in refinements.items() if one.of_weights]
+    for name, one in refinements.items():
+        masks = one.selection.masks(module)  # let go of at once: those of all heads may be more than the module
+        if len(rows) < _MOST_ROWS:
+            rows.append(_row(name, one, masks, sizes))
+        if one.of_weights:
+            _count(times, masks)
+        if one.of_weights and len(parts) <= _MOST_NAMES:
+            kept[name] = masks
     widths = [max(len(row[place]) for row in rows) for place in range(3)]
     lines = [
         f"  {name:<{widths[0]}}  {weights:>{widths[1]}}  {share:>{widths[2]}}  {what}"
         for name, weights, share, what in rows
     ]
-    if len(found) > _MOST_ROWS:
-        lines.append(f"  and {len(found) - _MOST_ROWS} more")
-    parts = [one for one in found if one.refinement.of_weights]
-    times = _times(parts, module)
-    remarks = [remark for remark in (_shared(parts, times), _left_out(parts, module, times), _tied(module)) if remark]
+    if len(refinements) > _MOST_ROWS:
+        lines.append(f"  and {len(refinements) - _MOST_ROWS} more")
+    told = (_shared(len(parts), kept, times, sizes), _left_out(len(parts), module, times, sizes), _tied(module))
+    remarks = [remark for remark in told if remark]
     return "\n".join([f"Beside all {sum(sizes.values()):,} weights are measured:", *lines, " ".join(remarks)]).rstrip()
 
 
-def _shared(parts: Sequence[_Selected], times: Mapping[int, torch.Tensor]) -> str:
+def _row(name: str, refinement: Refinement, masks: _Masks, sizes: Mapping[int, int]) -> list[str]:
+    moving = sum(sizes[key] if mask is None else int(mask.sum()) for key, mask in masks.items())
+    patterns = refinement.parameters
+    what = patterns if isinstance(patterns, str) else _listed(list(patterns))
+    what += " (slices)" if refinement.slices else ""
+    what += ", other data" if refinement.reference is not None else ""
+    what += ", another loss" if refinement.loss_fn is not None else ""
+    return [name, f"{moving:,}", f"{moving / sum(sizes.values()):.1%}", what]
+
+
+def _count(times: _Times, masks: _Masks) -> None:
+    """One more part."""
+    for key, mask in masks.items():
+        times[key] = times[key] + (1 if mask is None else mask.cpu().to(torch.int16))
+
+
+def _shared(num_parts: int, parts: Mapping[str, _Masks], times: _Times, sizes: Mapping[int, int]) -> str:
     """What several parts move: by pairs where these are few."""
-    common = sum(int((counted > 1).sum()) for counted in times.values())
+    common = sum(sizes[key] * (one > 1) if isinstance(one, int) else int((one > 1).sum()) for key, one in times.items())
     if not common:
-        return "No two parts share a weight." if len(parts) > 1 else ""
-    if len(parts) > _MOST_NAMES:
+        return "No two parts share a weight." if num_parts > 1 else ""
+    if not parts:
         return f"{common:,} weights are in several parts."
     pairs = []
-    for place, one in enumerate(parts):
-        for other in parts[place + 1 :]:
-            both = sum(_common(one.masks[key], other.masks[key], times[key]) for key in one.masks.keys() & other.masks)
-            pairs += [f"{one.name} and {other.name} share {both:,} weights"] if both else []
+    for (name, one), (other_name, other) in itertools.combinations(parts.items(), 2):
+        both = sum(_common(one[key], other[key], sizes[key]) for key in one.keys() & other.keys())
+        pairs += [f"{name} and {other_name} share {both:,} weights"] if both else []
     return f"{'; '.join(pairs)}."
 
 
-def _common(a: torch.Tensor | None, b: torch.Tensor | None, like: torch.Tensor) -> int:
+def _common(a: torch.Tensor | None, b: torch.Tensor | None, size: int) -> int:
     masks = [mask for mask in (a, b) if mask is not None]
-    return int(torch.stack(masks).all(0).sum()) if masks else like.numel()
+    return int(torch.stack(masks).all(0).sum()) if masks else size
 
 
-def _times(parts: Sequence[_Selected], module: nn.Module) -> dict[int, torch.Tensor]:
-    """By the id of a trainable parameter, how many parts move each of its weights."""
-    times = {
-        id(p): torch.zeros(p.shape, dtype=torch.int16, device="cpu") for p in module.parameters() if p.requires_grad
-    }
-    for part in parts:
-        for key, mask in part.masks.items():
-            times[key] += 1 if mask is None else mask.cpu()
-    return times
-
-
-def _left_out(parts: Sequence[_Selected], module: nn.Module, times: Mapping[int, torch.Tensor]) -> str:
+def _left_out(num_parts: int, module: nn.Module, times: _Times, sizes: Mapping[int, int]) -> str:
     """The trainable weights that no part moves."""
-    if not parts:
+    if not num_parts:
         return ""
-    left = {name: int((times[id(p)] == 0).sum()) for name, p in module.named_parameters() if id(p) in times}
+    left = {name: _untouched(times[id(p)], p.numel()) for name, p in module.named_parameters() if id(p) in sizes}
     names = [name for name, count in left.items() if count]
     total = sum(left.values())
     return f"Parts together leave out {total:,}: {_listed(names)}." if total else "Parts together leave out nothing."
+
+
+def _untouched(times: torch.Tensor | int, size: int) -> int:
+    return size * (times == 0) if isinstance(times, int) else int((times == 0).sum())
 
 
 def _tied(module: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from slt_callbacks.data.drawing import draw_reference
 from slt_callbacks.measuring.overview import overview
 from slt_callbacks.measuring.refinement import RefinementSet
 from slt_callbacks.sampling.chains import warm_round
+from slt_callbacks.weights.selection import Selection
 from tests.processes import on_ranks
 from tests.training import QUICK, QUIET, Regression, data, fit, monitor, square_error
 
@@ -288,6 +290,29 @@ class TestTheTable:
         assert "row and column share 1 weights." in table
         assert "Parts together leave out 7: 0.weight, 1.bias." in table
         assert "Tied, and moved under each of its names: 0.weight = 1.weight." in table
+
+    @pytest.mark.parametrize("number", [4, 50])
+    def test_many_slices_are_looked_at_one_by_one(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every row but the last is in two of them; only of few, whose pairs are told, the masks stay."""
+        alive: list[int] = []
+        made: list[weakref.ref[torch.Tensor]] = []
+        masks = Selection.masks
+
+        def watched(self: Selection, module: torch.nn.Module) -> Any:
+            found = masks(self, module)
+            made.extend(weakref.ref(mask) for mask in found.values() if mask is not None)
+            alive.append(sum(one() is not None for one in made))
+            return found
+
+        monkeypatch.setattr(Selection, "masks", watched)
+        net = torch.nn.Linear(3, number + 1)
+        rows = {f"row{k}": Refinement("weight", slices={"weight": slice(k, k + 2)}) for k in range(number)}
+        table = overview(rows, net)
+        assert max(alive) == (number if number == 4 else 2), "one, and that which takes its place"
+        said = "row0 and row1 share 3 weights" if number == 4 else f"{3 * (number - 1)} weights are in several parts."
+        assert said in table
+        assert f"Parts together leave out {number + 1}: bias." in table
+        assert ("and 10 more" in table) == (number == 50)
 
     def test_of_other_data_nothing_is_left_out(self) -> None:
         table = overview({"more": Refinement(reference=data())}, torch.nn.Linear(1, 1))
