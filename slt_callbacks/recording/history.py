@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,11 +76,50 @@ def remembered(
         >>> remembered(3, {"llc/mean": 1.0, "llc/std": 0.5}, None).results
         {'llc': {'mean': 1.0, 'std': 0.5}}
     """
+    return Measurement(step, _by_observable(scalars), error, refinements=refined or {}, metrics=metrics or {})
+
+
+def completed(measurement: Measurement, before: Sequence[Measurement]) -> Measurement:
+    """What has failed, with NaN for every number that it lacks and that the last one like it gave.
+
+    An observable that had nothing to look at cannot say what it would have told, and one that was never asked, because
+    a worker was lost, still less: their curves would miss a step where others show a gap.
+
+    Args:
+        measurement: As it was made; one that has succeeded, and its refinements, are left as they are.
+        before: Those before it, in order.
+
+    Example:
+        >>> good = Measurement(1, {"llc": {"mean": 1.5}, "behavior": {"accuracy": 0.5}})
+        >>> completed(Measurement(2, {"llc": {"mean": 0.0}}, error="lost"), [good]).results
+        {'llc': {'mean': 0.0}, 'behavior': {'accuracy': nan}}
+    """
+    results, refinements = measurement.results, dict(measurement.refinements)
+    last = next((one for one in reversed(before) if not one.failed), None) if measurement.failed else None
+    if last is not None:
+        results = _with_gaps(results, _by_observable(last.main_scalars()))
+    for name, record in measurement.refinements.items():
+        if "error" in record:
+            there = (one.refined_numbers()[name] for one in reversed(before) if _has_measured(one, name))
+            refinements[name] = _with_gaps(record, next(there, {}))
+    return replace(measurement, results=results, refinements=refinements)
+
+
+def _has_measured(measurement: Measurement, name: str) -> bool:
+    return name in measurement.refinements and not measurement.failed and "error" not in measurement.refinements[name]
+
+
+def _with_gaps(results: Mapping[str, Any], like: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    gaps = {key: dict.fromkeys(numbers, math.nan) for key, numbers in like.items() if key != "cost"}
+    return {**results, **{key: {**nothing, **results.get(key, {})} for key, nothing in gaps.items()}}
+
+
+def _by_observable(scalars: Mapping[str, float]) -> dict[str, dict[str, float]]:
     results: dict[str, dict[str, float]] = {}
     for key, value in scalars.items():
         observable, _, name = key.partition("/")
         results.setdefault(observable, {})[name] = value
-    return Measurement(step, results, error, refinements=refined or {}, metrics=metrics or {})
+    return results
 
 
 def _lightened(old: Measurement, gone: Collection[tuple[str, str]]) -> Measurement:

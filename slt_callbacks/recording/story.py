@@ -14,7 +14,7 @@ from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.observables.member import keys_with_matrices
 from slt_callbacks.recording.explaining import explained
 from slt_callbacks.recording.guard import Call, unguarded
-from slt_callbacks.recording.history import History
+from slt_callbacks.recording.history import History, completed
 from slt_callbacks.recording.watch import Watch
 from slt_callbacks.sinks.base import Publication, Sink
 
@@ -115,13 +115,14 @@ class Story:
         """Take one measurement, and tell of it.
 
         Args:
-            measurement: The whole record.
+            measurement: The whole record; NaN stands for the numbers that a failed one does not know it has.
             log_step: The step under which Lightning logs the training metrics of the same batch.
         """
         if measurement.media.problem is not None:
             kind = measurement.media.problem.partition(":")[0]
             message = f"The pictures could not be made: {measurement.media.problem}. Training goes on."
             self._notices.once(message, f"pictures {kind}")
+        measurement = completed(measurement, self.everything)
         self._history.add(measurement)
         found = self._watch.update(measurement, partial(explained, history=self.everything, watch=self._watch))
         report = self.report() if found else None

@@ -51,6 +51,11 @@ def net(step: int = 0) -> nn.Linear:
     return made
 
 
+def predictions(module: Any, batch: list[torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = module.net(batch[0])
+    return found
+
+
 def saving(path: Path) -> pl.Callback:
     """Writes a checkpoint between two measurements."""
 
@@ -350,6 +355,21 @@ class TestInAFit:
         assert len([one for one in caught if "WorkerLostError" in str(one.message)]) == 1
         assert [one.failed for one in watched.history] == [False, True, False]
         assert trainer.global_step == 6
+
+    @pytest.mark.parametrize("num_workers", [1, 2])
+    def test_what_is_lost_is_a_whole_row_of_nan(self, num_workers: int) -> None:
+        """Of what has been read at the weights, too, of which nobody here knows the names."""
+        behavior = Metrics({"mean": MeanMetric()}, predictions, data=[list(data(6).tensors)])
+        observables = {"llc": LLC(), "behavior": behavior, "path": TrajectoryPCA(data(6), predictions)}
+        sink, loses = MemorySink(), [1] * num_workers  # one that stands alone is tried twice
+        executor = elsewhere(loses=loses, num_workers=num_workers)
+        with pytest.warns(UserWarning, match="WorkerLostError"):
+            fit(monitor(executor=executor, observables=observables, sinks=[sink]))
+        first, lost, last = (one.scalars for one in sink.publications)
+        assert first.keys() == lost.keys() == last.keys()
+        told = [key for key in lost if key.startswith(("slt/behavior/", "slt/path/", "slt/llc/"))]
+        assert {"slt/behavior/mean", "slt/path/speed", "slt/llc/mean"} <= set(told)
+        assert all(math.isnan(lost[key]) for key in told)
 
     def test_one_that_breaks_lets_the_run_end(self) -> None:
         class Breaks(FakeWorkers):
