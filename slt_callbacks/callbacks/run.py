@@ -157,7 +157,10 @@ class Run:
         self.story.close()
 
     def state_dict(self, version: int) -> dict[str, Any]:
-        """What a resumed run needs; builtins and tensors only."""
+        """What a resumed run needs; builtins and tensors only. What has to be waited for is paid for."""
+        return self._timed(partial(self._state, version))
+
+    def _state(self, version: int) -> dict[str, Any]:
         estimator = self.samples.estimator
         if estimator is None:
             return self._resumed
@@ -230,7 +233,7 @@ class Run:
                 self._account.tell(trainer, self.trigger, estimator.config, outlook, shares, made, workers)
 
     def _timed(self, question: Callable[[], _T]) -> _T:
-        """What the executor gives back; the time that it takes over it is paid for."""
+        """The answer; training waits for it, and the time is paid for."""
         start = time.perf_counter()
         given = question()
         self._account.budget.add(time.perf_counter() - start)

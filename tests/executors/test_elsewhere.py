@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -380,6 +381,24 @@ class TestInAFit:
         with pytest.warns(UserWarning, match="drain raised KeyError: '68'. Training goes on"):
             fit(watched)
         assert {one.error for one in watched.history} <= {"it was never given back"}
+
+    def test_a_wait_for_its_state_is_paid_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a worker in the middle of a measurement, half a minute by a clock that stands still otherwise."""
+        now = [0.0]
+
+        class Slow(FakeWorkers):
+            def state(self, *asked: Any) -> dict[str, Any]:
+                now[0] += 30.0
+                return super().state(*asked)
+
+        monkeypatch.setattr("slt_callbacks.callbacks.run.time", SimpleNamespace(perf_counter=lambda: now[0]))
+        watched = monitor(executor=Elsewhere(Slow(), 1, max_pending=3), max_overhead=1.0)
+        fit(watched, saving(tmp_path / "five.ckpt"))
+        assert [one.step for one in watched.history] == [2, 4], "the third does not fit any more"
+        assert watched.state_dict()["skipped"] == 1
+        free = monitor(executor=Elsewhere(Slow(), 1, max_pending=3), max_overhead=None)
+        fit(free, saving(tmp_path / "also.ckpt"))
+        assert [one["cost"]["overhead"] > 0 for one in free.history] == [False, False, True]
 
     def test_the_next_fit_of_the_same_trainer_goes_on_warm(self) -> None:
         def histories(executor: Any) -> str:
