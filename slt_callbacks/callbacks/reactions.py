@@ -14,16 +14,23 @@ from typing import Any, Protocol, runtime_checkable
 import lightning.pytorch as pl
 
 from slt_callbacks.basics.errors import PartlyFailedError
-from slt_callbacks.basics.keys import is_mean
+from slt_callbacks.basics.keys import is_logged, is_mean, parts_of
 from slt_callbacks.basics.plain import brief, shown
 from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.detection.records import StageEvent
+from slt_callbacks.measuring.naming import in_words
 from slt_callbacks.recording.events import FailureEvent, StepSizeEvent
 from slt_callbacks.sinks.alerts import News, send_alert
 from slt_callbacks.weights.checkpoints import step_of
 
 Reaction = Callable[[pl.Trainer, pl.LightningModule, Any], None]
 _DIRECTION = {1: "up", -1: "down"}
+_WAYS = {
+    "A": "A (up, loss down)",
+    "B": "B (down, loss down)",
+    "C": "C (up, loss not down)",
+    "D": "D (down, loss not down)",
+}
 _NEAR = 2  # measurements by which the boundary that a jump makes may lie beside the jump
 
 
@@ -203,7 +210,7 @@ def describe(event: Any) -> tuple[str, str] | None:
         where = f"between step {event.onset_step} and {event.step}"
         text = f"{_DIRECTION[event.direction]} by {abs(event.delta):.4g} {where} (z = {event.z:.1f})"
         text += ", back from the jump before" if event.returns else ""
-        return ("LLC jump" if _of_llc(event) else "Jump of a watched number"), f"{event.key} {text}".lstrip()
+        return ("LLC jump" if _of_llc(event) else "Jump of a watched number"), f"{_named(event.key)} {text}".lstrip()
     if isinstance(event, StageEvent):
         if event.kind != "announced":
             return None
@@ -241,12 +248,20 @@ def _of_llc(event: JumpEvent | StageEvent) -> bool:
 
 def _stage_text(event: StageEvent) -> str:
     changed = f"; changed most: {event.changed_most}" if event.changed_most else ""
+    name = _named(event.key)
     if event.previous_step is None:
-        return f"{event.key} a new stage began at step {event.step}{changed}".lstrip()
+        return f"{name} a new stage began at step {event.step}{changed}".lstrip()
+    before, after = (_WAYS.get(kind or "", kind) for kind in (event.previous_type, event.stage_type))
     return (
-        f"{event.key} from {event.previous_type} to {event.stage_type} between step {event.previous_step} and "
+        f"{name} from {before} to {after} between step {event.previous_step} and "
         f"{event.step}: {event.value_before:.4g} then, {event.value_now:.4g} now{changed}"
     ).lstrip()
+
+
+def _named(key: str) -> str:
+    """What is watched, in words and by its key; of the LLC the title says it."""
+    words = in_words("/".join(parts_of(key))) if is_logged(key) else key
+    return key if words in ("LLC", key) else f"{words} ({key})"
 
 
 def _boundaries_of(jump: JumpEvent) -> range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,8 @@ _NOISE = 2.0  # abs(z) below which a change is not worth a word
 _TOLD = 3  # changes in a sentence
 _MOST_DIGITS = 6  # after the point
 _REPEATED = ("free_energy", "variance_llc")  # functions of the LLC and the loss beside them: rows, but no news
+# Likewise what is of all measurements so far: early in a run their number moves it, as it moves a random walk's.
+_SO_FAR = re.compile(r"explained_\d+")
 
 Point = tuple[float, float]
 """A value and its standard error, NaN where that is unknown."""
@@ -194,8 +197,12 @@ def told(changes: Sequence[Change]) -> str:
         >>> told([Change("h", "slt/llc/h/mean", 1.0, 3.2, 3.3, z=5.0), Change("loss", "l", 1.0, 0.9, 0.8, z=-1.0)])
         'h up 2.2 (z 5.0)'
     """
-    news = [one for one in changes if not abs(one.z) < _NOISE and one.key.rpartition("/")[2] not in _REPEATED]
+    news = [one for one in changes if not abs(one.z) < _NOISE and _is_news(one.key.rpartition("/")[2])]
     return "; ".join(map(str, news[:_TOLD]))
+
+
+def _is_news(name: str) -> bool:
+    return name not in _REPEATED and _SO_FAR.fullmatch(name) is None
 
 
 def _digits(delta: float) -> int:

@@ -596,6 +596,18 @@ class TestReactions:
         text = "slt/llc/mean down by 5 between step 14 and 15 (z = 9.0), back from the jump before"
         assert describe(back) == ("LLC jump", text)
 
+    def test_what_is_watched_beside_the_llc_is_told_in_words(self) -> None:
+        key = "slt/trajectory/distance/unigram"
+        event = StageEvent("announced", 0, 6, 15, key, "plateau", "B", 10, 0.4678, 0.2661, "head1.1 up 0.16 (z 3.7)")
+        text = f"distance to unigram ({key}) from B (down, loss down) to plateau between step 10 and 15: "
+        text += "0.4678 then, 0.2661 now; changed most: head1.1 up 0.16 (z 3.7)"
+        assert describe(event) == ("New stage of a watched number", text)
+        jump = JumpEvent(13, 12, 1, 5.0, 9.0, onset_step=12, onset_index=11, key="slt/own/x")
+        assert describe(jump) == (
+            "Jump of a watched number",
+            "own x (slt/own/x) up by 5 between step 12 and 13 (z = 9.0)",
+        )
+
     def test_a_withdrawn_boundary_is_no_news(self) -> None:
         trainer = pl.Trainer(barebones=True, accelerator="cpu")
         StopTraining()(trainer, None, StageEvent("withdrawn", 0, 3, 30))  # type: ignore[arg-type]

@@ -151,9 +151,9 @@ class TestRank:
         assert [one.name for one in found] == ["b", "e", "a", "c", "d"]
 
     def test_three_are_told_and_none_within_its_noise_or_twice(self) -> None:
-        names = ("llc/mean", "llc/free_energy", "llc/variance_llc", "llc/h/mean", "own/x", "own/y")
-        found = [Change(name, f"slt/{name}", 0.0, 1.0, 1.0, z) for name, z in zip(names, range(9, 3, -1), strict=True)]
-        assert told(found) == "llc/mean up 1.0 (z 9.0); llc/h/mean up 1.0 (z 6.0); own/x 0.0 -> 1.0 (z 5.0)"
+        names = ("llc/mean", "llc/free_energy", "llc/variance_llc", "path/explained_3", "llc/h/mean", "own/x", "own/y")
+        found = [Change(name, f"slt/{name}", 0.0, 1.0, 1.0, z) for name, z in zip(names, range(10, 3, -1), strict=True)]
+        assert told(found) == "llc/mean up 1.0 (z 10); llc/h/mean up 1.0 (z 6.0); own/x 0.0 -> 1.0 (z 5.0)"
         assert told([Change("x", "x", 0.0, 1.0, 1.0, 1.9)]) == told([]) == ""
         assert told([Change("x", "x", 0.0, 1.0, 1.0)]) == "x 0.0 -> 1.0", "of an unknown noise nothing is said"
 

@@ -53,7 +53,7 @@ class TestWhatCounts:
         both = [replace(one, refinements=other.refinements) for one, other in zip(whole, refined, strict=True)]
         found = changes_between(both, stage(0, 0, 10), stage(1, 20, 30))
         names = {"slt/llc/mean": "LLC", "slt/llc/reference_loss": "loss", "slt/behavior/accuracy": "accuracy"}
-        names |= {"slt/kernel/trace": "kernel trace", "slt/llc/head/mean": "head"}
+        names |= {"slt/kernel/trace": "summed variance of the losses", "slt/llc/head/mean": "head"}
         assert {one.key: one.name for one in found} == names
 
     def test_no_settings_no_costs_no_errors_and_no_constants(self) -> None:
@@ -90,8 +90,11 @@ class TestWhatCounts:
             ("llc/free_energy", "free energy"),
             ("llc/code/reference_loss", "loss of code"),
             ("compressibility/critical_bits", "critical bits"),
-            ("trajectory/speed", "trajectory speed"),
-            ("susceptibility/code_to_head", "susceptibility code to head"),
+            ("trajectory/speed", "speed of the trajectory"),
+            ("path/explained_12", "12th component's share of the path"),
+            ("path/speed", "path speed"),
+            ("susceptibility/code_to_head", "susceptibility of head to code"),
+            ("own/code_to_head", "own code to head"),
             ("influence/group/cats_dogs_to_b", "influence of cats_dogs on b"),
         ],
     )
