@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from slt_callbacks.figures.watched import name_of_llc
 from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.stats.agreement import Agreement, rank_agreement
 
@@ -33,13 +34,14 @@ def rank_correlation(history: Sequence[Measurement], first: str, second: str = "
     return rank_agreement(*columns)
 
 
-def beside_the_llc(history: Sequence[Measurement], key: str, names: Sequence[str]) -> str:
+def beside_the_llc(history: Sequence[Measurement], key: str, names: Sequence[str], llc: str = "llc") -> str:
     """How far numbers of an observable go together with the LLC, in a sentence; nothing where that cannot be told.
 
     Args:
         history: In order.
         key: Of the observable.
         names: Of its numbers.
+        llc: Key of the LLC; where a run has several, the sentence names it.
 
     Example:
         >>> values = [(1.0, 4.0), (2.0, 4.5), (4.0, 5.0), (3.0, 4.7), (5.0, 6.0)]
@@ -50,10 +52,8 @@ def beside_the_llc(history: Sequence[Measurement], key: str, names: Sequence[str
         >>> beside_the_llc(history, "own", ["critical_bits"])[:96]
         'Rank correlation with the LLC over the run: critical bits 1.00, and of their changes 0.83. Two l'
     """
-    llcs = (name for one in history for name, found in one.results.items() if {"mean", "reference_loss"} <= {*found})
-    llc = next(llcs, None)
     told = []
-    for name in names if llc is not None else ():
+    for name in names:
         found = rank_correlation(history, f"{key}/{name}", f"{llc}/mean")
         if math.isfinite(found.of_levels):
             of_changes = f", and of their changes {found.of_changes:.2f}" if math.isfinite(found.of_changes) else ""
@@ -61,4 +61,4 @@ def beside_the_llc(history: Sequence[Measurement], key: str, names: Sequence[str
     if not told:
         return ""
     trend = "Two levels that both go one way agree whatever joins them; their changes need not."
-    return f"Rank correlation with the LLC over the run: {'; '.join(told)}. {trend}"
+    return f"Rank correlation with {name_of_llc(history, llc)} over the run: {'; '.join(told)}. {trend}"

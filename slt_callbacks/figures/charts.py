@@ -18,6 +18,8 @@ _SIDE = 1000
 _MOST_POINTS = 800  # of one line: more than a screen has room for
 _COLOURS = 8
 _INSET = 0.012
+_FEWEST_TICKS = 3  # by which a value can be read
+_ROOM = 12.0  # percent of an axis that a label needs to itself
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Axis:
         """Round values, about as many as asked for at most, with their places in percent."""
         values, digits = self._powers() if self.logarithmic else self._round(most)
         places = 100 * self.place(np.array(values, dtype=float))
+        if self.logarithmic and 100 * (1 - self.inset) - places[-1] > _ROOM:  # or its end would go without a number
+            values, places = [*values, self.high], np.append(places, 100 * (1 - self.inset))
         return [
             Tick(round(float(place), 2), f"{value:,.{digits}f}".replace("-", "\u2212"))
             for value, place in zip(values, places, strict=True)
@@ -203,7 +207,7 @@ def chart(
         title,
         note,
         lines,
-        values.ticks(5),
+        values.ticks(5) if len(values.ticks(5)) >= _FEWEST_TICKS else values.ticks(8),
         axis.ticks(4),
         _height(values, 0.0) if low <= 0 <= high else None,
         None if rule is None or not low <= rule <= high else _height(values, rule),
@@ -221,7 +225,9 @@ def scale(curves: Sequence[Curve]) -> tuple[float, float]:
     columns = [
         (curve.values, _or_nan(curve.stderr, curve.values), _or_nan(curve.rhat, curve.values)) for curve in curves
     ]
-    return common_limits(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    low, high = common_limits(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    nothing = all(not np.nan_to_num(curve.values).any() for curve in curves)
+    return (0.0, 1.0) if nothing else (low, high)  # counts of which there are none are not below 0 either
 
 
 def compact(value: float) -> str:
@@ -235,6 +241,24 @@ def compact(value: float) -> str:
         return "unknown"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return text.replace("-", "\u2212")
+
+
+def between(first: float, second: float) -> tuple[str, str]:
+    """Two numbers of one kind with as many decimals, by which they can be compared.
+
+    Example:
+        >>> between(1.0979, 0.94235), between(2.0, 18.0), between(-1.374, 18.85)
+        (('1.098', '0.942'), ('2', '18'), ('\u22121.4', '18.9'))
+    """
+    apart = abs(second - first)
+    if not 0 < apart < math.inf:
+        return compact(first), compact(second)
+    digits = max(0, 2 - math.floor(math.log10(apart)))
+    texts = [f"{value:,.{digits}f}" for value in (first, second)]
+    while digits and all(text.endswith("0") for text in texts):
+        digits -= 1
+        texts = [text[:-1].removesuffix(".") for text in texts]
+    return texts[0].replace("-", "\u2212"), texts[1].replace("-", "\u2212")
 
 
 def percent(place: float) -> str:

@@ -6,6 +6,8 @@ import math
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from slt_callbacks.figures.canvas import empty_figure
 from slt_callbacks.observables.media import Curve
 
@@ -35,7 +37,11 @@ def curve_figure(curve: Curve) -> Figure:
     axes = figure.subplots()
     points = curve.points.double().numpy()
     axes.axhline(curve.level, color="0.6", linewidth=1, linestyle="--", zorder=1)
-    axes.plot(points[:, 0], points[:, 1], color=_COLOUR, marker="o", markersize=4, zorder=2)
+    line = points
+    if math.isfinite(curve.crossing):  # found on straight lines, which this scale bends: drawn through what was found
+        line = np.insert(points, np.searchsorted(points[:, 0], curve.crossing), (curve.crossing, curve.level), axis=0)
+    axes.plot(line[:, 0], line[:, 1], color=_COLOUR, zorder=2)
+    axes.plot(points[:, 0], points[:, 1], "o", color=_COLOUR, markersize=4, zorder=2)
     if math.isfinite(curve.crossing):
         axes.plot([curve.crossing], [curve.level], color=_MARK, marker="D", markersize=7, zorder=3)
         axes.annotate(

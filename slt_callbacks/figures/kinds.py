@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+
+from slt_callbacks.figures.steps import RHAT
+from slt_callbacks.measuring.naming import ordinal
+
+_NUMBERED = (
+    (re.compile(r"explained_(\d+)"), "{0} component"),
+    (re.compile(r"null_(\d+)"), "{0} of a random walk"),
+    (re.compile(r"pc(\d+)_share"), "{0} component"),
+)
+_TURNS = {
+    "sign_flips": "pairs: sides",
+    "peaks": "pairs: direction",
+    "group_flips": "groups: sides",
+    "group_peaks": "groups: direction",
+}
+_WALK = {"null_1": "of a random walk", "null_2": "of a random walk"}
 
 
 @dataclass(frozen=True)
@@ -15,11 +32,16 @@ class Plot:
         title: What it shows.
         numbers: Names of the numbers in it, or patterns such as ``distance/*``.
         rule: A value that they are read against; None for none.
+        words: What the legend calls a number, by its name.
+        apart: Whether numbers of two things, ``a_to_b``, have a chart for each a. What is not measured every time, as
+            parts of a network that are taken in turn, is joined over the gaps.
     """
 
     title: str
     numbers: Sequence[str]
     rule: float | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
 
     def matches(self, names: Collection[str]) -> list[str]:
         """Those of the names that belong into it, in the order of the patterns.
@@ -32,14 +54,23 @@ class Plot:
         return list(dict.fromkeys(found))
 
     def label(self, name: str) -> str:
-        """A number's name without what the title says of all of them.
+        """A number's name without what the title says of all of them, in words where it is ours.
 
         Example:
             >>> Plot("Distances", ["distance/*"]).label("distance/ridge"), Plot("Speed", ["speed"]).label("speed")
             ('ridge', 'speed')
+            >>> Plot("Shares", ["explained_*"]).label("explained_2"), Plot("Groups", ["group/*"]).label("group/a_to_b")
+            ('2nd component', 'a on b')
         """
+        if name in self.words:
+            return self.words[name]
+        for pattern, words in _NUMBERED:
+            match = pattern.fullmatch(name)
+            if match:
+                return words.format(ordinal(int(match[1])))
         (common, star, _) = self.numbers[0].partition("*")
-        return name.removeprefix(common) if star and len(self.numbers) == 1 else name
+        short = name.removeprefix(common) if star and len(self.numbers) == 1 else name
+        return short.replace("_to_", " on ", 1)
 
 
 @dataclass(frozen=True)
@@ -59,25 +90,45 @@ class Kind:
     plots: Sequence[Plot]
 
 
+LLC = Kind(
+    "Local learning coefficient",
+    "How complex the model is where it stands: half the number of its weights if all of them matter to the loss, and "
+    "less where they do not.",
+    "variance_llc",
+    (
+        Plot("Local learning coefficient", ["mean"]),
+        Plot("Loss on the reference set", ["reference_loss"]),
+        Plot(
+            "Uncertainty of the LLC",
+            ["stderr", "std"],
+            words={"stderr": "its standard error", "std": "spread over chains"},
+        ),
+        Plot("LLC by the variance of the loss", ["variance_llc"]),
+    ),
+)
 KERNEL = Kind(
     "Loss kernel",
     "How the losses of two samples move together over the draws: red squares are samples that the model treats alike.",
     "effective_rank",
     (
-        Plot("Alignment with the last kernel", ["alignment"]),
+        Plot(
+            "Alignment of the kernel: 1 is the same",
+            ["alignment", "label_alignment"],
+            words={"alignment": "with the last kernel", "label_alignment": "with the classes"},
+        ),
         Plot("Correlation within classes minus between", ["class_contrast"]),
-        Plot("Effective rank", ["effective_rank"]),
+        Plot("Effective rank: directions that the losses move in", ["effective_rank"]),
         Plot("Summed variance of the losses", ["trace"]),
     ),
 )
 INFLUENCE = Kind(
     "Influence",
-    "What a training sample (row) does for a query (column): positive helps, negative harms.",
+    "What a training sample (row) does for a query (column): above 0 (red) it helps, below (blue) it harms.",
     "sign_flips",
     (
-        Plot("How much influence has moved", ["shift"]),
-        Plot("Pairs that changed sides", ["sign_flips"]),
-        Plot("Mean influence of groups", ["group/*"]),
+        Plot("How far influence has moved since the last measurement", ["shift"]),
+        Plot("How many have certainly changed", [*_TURNS], words=_TURNS),
+        Plot("Mean influence of groups: above 0 the first helps the second", ["group/*"]),
     ),
 )
 SUSCEPTIBILITY = Kind(
@@ -85,20 +136,23 @@ SUSCEPTIBILITY = Kind(
     "Which data each part of the network works for: below 0 (blue) it does, above (red) it works against them.",
     "uniform_share",
     (
-        Plot("Share of the first component", ["pc1_share"]),
+        Plot("Mean susceptibility to", ["*_to_*"], apart=True),
+        Plot("Shares of the components", ["pc*_share"]),
         Plot("Share that all parts have in common", ["uniform_share"]),
         Plot("Share of entries beyond noise: 0.05 is none", ["significant"]),
     ),
 )
 TRAJECTORY = Kind(
     "Trajectory",
-    "Where training moves in the space of outputs. A random walk has large first components too: compare the shares "
-    "with those of the null.",
+    "Where training moves in the space of outputs. A random walk has large first components too: only what is above "
+    "its share says anything.",
     "explained_1",
     (
-        Plot("Share of the components, beside a random walk", ["explained_1", "null_1", "explained_2", "null_2"]),
-        Plot("Speed", ["speed"]),
-        Plot("Distance to the references", ["distance/*"]),
+        Plot("Distance of the outputs to the references", ["distance/*"]),
+        Plot("Share of the 1st component in the way so far", ["explained_1", "null_1"], words=_WALK),
+        Plot("Share of the 2nd component", ["explained_2", "null_2"], words=_WALK),
+        Plot("Shares of later components", ["explained_[3-9]*", "null_[3-9]*"]),
+        Plot("Speed: change of the outputs in a training step", ["speed"]),
     ),
 )
 COMPRESSIBILITY = Kind(
@@ -106,25 +160,42 @@ COMPRESSIBILITY = Kind(
     "How far the weights can be coarsened before the loss rises by the tolerance: a simpler network needs fewer bits "
     "and a smaller rank.",
     "critical_*",
-    (Plot("Critical bits a weight", ["critical_bits"]), Plot("Critical share of the rank", ["critical_rank"])),
+    (
+        Plot("Bits a weight that are needed (critical bits)", ["critical_bits"]),
+        Plot("Share of the rank that is needed (critical rank)", ["critical_rank"]),
+    ),
 )
-KINDS = (KERNEL, INFLUENCE, SUSCEPTIBILITY, TRAJECTORY, COMPRESSIBILITY)
+KINDS = (LLC, KERNEL, INFLUENCE, SUSCEPTIBILITY, TRAJECTORY, COMPRESSIBILITY)
 
 FREE_ENERGY = Plot("Free energy in nats: n times the loss, and the LLC times ln n", ["free_energy"])
 HEALTH = (
-    Plot("R-hat: the chains agree below 1.05", ["rhat"], rule=1.05),
-    Plot("Effective sample size", ["ess"]),
-    Plot("Drift of the chains", ["drift"]),
+    Plot(f"R-hat: 1 is best, above {RHAT:g} the chains disagree", ["rhat"], rule=RHAT),
+    Plot(
+        "Draws, and how many independent ones they are worth",
+        ["ess", "num_valid_draws"],
+        words={"ess": "worth", "num_valid_draws": "draws"},
+    ),
+    Plot("Drift of the chains in standard errors: sound within 2", ["drift"]),
     Plot("Chains dropped", ["failed_chains"]),
     Plot("Share of the longest stable step: explodes at 1", ["stability"], rule=1.0),
-    Plot("Noise of minibatches, relative to the LLC", ["noise_bias"]),
-    Plot("Discretization bias: sound below 0.05", ["step_bias"], rule=0.05),
+    Plot("Bias of the LLC by minibatches, as a share", ["noise_bias"]),
+    Plot("Bias of the LLC by the step size: sound below 0.05", ["step_bias"], rule=0.05),
 )
 COST = (
     Plot("Seconds a measurement", ["seconds"]),
-    Plot("Share of the training time", ["overhead"]),
-    Plot("Measurements left out", ["skipped"]),
+    Plot("Time for measuring over time for training", ["overhead"]),
+    Plot("Measurements", ["skipped", "failed"], words={"skipped": "left out", "failed": "failed"}),
 )
+IN_FORCE = (
+    Plot("Step size of the chains", ["step_size"]),
+    Plot("Excess of the LLC with steps twice as long", ["step_gap"]),
+    Plot("Acceptance of the chains", ["acceptance"]),
+    Plot("Steps of burn-in", ["num_burnin_steps"]),
+    Plot("Weights that move", ["num_parameters"]),
+    Plot("nbeta", ["nbeta"]),
+    Plot("localization", ["localization"]),
+)
+"""What the sampler was set to, of ``health``: a dashboard shows it, and a report in its table."""
 
 
 def kind_of(names: Collection[str]) -> Kind | None:

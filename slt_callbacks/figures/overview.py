@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from slt_callbacks.figures.charts import Axis, Chart, Curve, chart, percent
+from slt_callbacks.figures.charts import Axis, Chart, Curve, chart, compact, percent
 from slt_callbacks.figures.kinds import FREE_ENERGY
 from slt_callbacks.figures.refined import most_varying, refined_curves, refined_groups
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.sections import plotted, rows_of
-from slt_callbacks.figures.steps import Array
+from slt_callbacks.figures.steps import Array, stage_spans
 from slt_callbacks.figures.telling import StageTold, is_jump
+from slt_callbacks.figures.watched import llc_key
 from slt_callbacks.measuring.measurement import Measurement
 
 _MOST_PANELS = 24  # refinements; that can still be read side by side
@@ -35,25 +36,17 @@ def overview(report: Report, stages: Sequence[StageTold], axis: Axis) -> dict[st
         ['Loss on the reference set', 'Local learning coefficient, with two standard errors']
     """
     history, key = report.history, llc_key(report)
+    main = _main(history, key, axis)
     return {
         "shades": [_shade(axis, stage.start, stage.end, stage.type) for stage in stages],
+        "kinds_of_stages": list(dict.fromkeys(label for *_, label in stage_spans(report.stages))),
         "told_at": [percent(_place(axis, one.announced_at_step)) for one in report.stages if one.announced_at_step],
-        "main": _main(history, key, axis),
+        "main": main,
+        "hollow": any(dot.hollow for one in main for line in one.lines for dot in line.dots),
         "jump_marks": _jump_marks(report, key, axis),
         "refined": _refined(report, axis),
         "free_energy": plotted(rows_of(history, key or ""), [FREE_ENERGY], axis),
     }
-
-
-def llc_key(report: Report) -> str | None:
-    """The observable whose LLC is shown, by its key: the one that is watched, or else the first; None without any.
-
-    Example:
-        >>> llc_key(Report([Measurement(3, {"chi": {}, "own": {"mean": 1.5}})], observable="llc"))
-        'own'
-    """
-    means = [key for one in report.history for key, result in one.results.items() if "mean" in result]
-    return report.observable if report.observable in means else next(iter(means), None)
 
 
 def _main(history: Sequence[Measurement], key: str | None, axis: Axis) -> list[Chart]:
@@ -93,8 +86,25 @@ def _refined(report: Report, axis: Axis) -> list[dict[str, Any]]:
         names = {one.name for one in shown}
         charts = [chart(curve.name, [curve], axis, limits=group.limits) for curve in curves if curve.name in names]
         cut = "" if len(shown) == len(curves) else f"The {len(shown)} of {len(curves)} that vary most."
-        found.append({"title": group.title, "charts": [one for one in charts if one is not None], "note": cut})
+        charts = [one for one in charts if one is not None]
+        found.append({"title": group.title, "told": _highest(curves), "charts": charts, "note": cut})
     return found
+
+
+def _highest(curves: Sequence[Curve]) -> str:
+    """Which of several stands out in the end, in a sentence; nothing where none does by more than two errors."""
+    ends = []
+    for curve in curves:
+        known = np.flatnonzero(np.isfinite(curve.values))
+        error = math.nan if curve.stderr is None or not len(known) else float(curve.stderr[known[-1]])
+        if len(known) and math.isfinite(error):
+            ends.append((float(curve.values[known[-1]]), error, curve.name))
+    ends.sort(reverse=True)
+    if len(ends) < 2 or ends[0][0] - ends[1][0] <= 2 * math.hypot(ends[0][1], ends[1][1]):
+        return ""
+    first, others = ends[0], [value for value, *_ in ends[1:]]
+    beside = f"{compact(others[-1])} to {compact(others[0])} of the others" if len(others) > 1 else compact(others[0])
+    return f"{first[2]} ends highest, at {compact(first[0])}, beside {beside}."
 
 
 def _shade(axis: Axis, start: float, end: float, kind: str) -> dict[str, Any]:

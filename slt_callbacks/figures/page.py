@@ -14,10 +14,11 @@ from markupsafe import Markup
 
 from slt_callbacks.figures.charts import compact, step_axis
 from slt_callbacks.figures.kinds import COST, HEALTH
-from slt_callbacks.figures.overview import llc_key, overview
+from slt_callbacks.figures.overview import overview
 from slt_callbacks.figures.recorded import Recorded
 from slt_callbacks.figures.sections import cost_in_words, observed, plotted, rows_of
-from slt_callbacks.figures.telling import headline, jumps_told, stages_told, trust
+from slt_callbacks.figures.telling import headline, jumps_told, others_told, stages_told, trust
+from slt_callbacks.figures.watched import llc_key
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -63,6 +64,7 @@ def _content(recorded: Recorded) -> dict[str, Any]:
     steps = np.array([one.step for one in history], dtype=float)
     axis, key = step_axis(steps), llc_key(report)
     stages = stages_told(report, recorded.changed, int(steps[-1]))
+    others = others_told(report)
     shown = sorted({frame.step for frame in recorded.frames})
     return {
         "run": recorded,
@@ -70,15 +72,18 @@ def _content(recorded: Recorded) -> dict[str, Any]:
         "trust": trust(history, key),
         "stages": stages,
         "jumps": jumps_told(report),
+        "others": others,
+        "changed_most": any(told.changed for told in stages) or any(told.changed for told in others),
         "last_step": history[-1].step,
         **overview(report, stages, axis),
-        "sections": observed(history, recorded.frames, axis, without=[key] if key else []),
+        "sections": observed(history, recorded.frames, axis, without=[key] if key else [], llc=key),
         "slider_steps": shown,
         "slider_places": axis.place(np.array(shown, dtype=float)).round(4).tolist(),
         "health": plotted(rows_of(history, "health"), HEALTH, axis, zeros=False),
         "cost": plotted(rows_of(history, "cost"), COST, axis, zeros=False),
         "cost_told": cost_in_words(history),
-        "settings": list(_flat(recorded.config)),
+        "settings": list(_flat({name: value for name, value in recorded.config.items() if name != "refinements"})),
+        "refinement_settings": list(_flat(recorded.config.get("refinements") or {})),
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "^", "s")
 _MOST_CLASSES = len(_COLOURS) * len(_MARKERS)  # with a look of their own; the legend of more would leave the page
 _MOST_WRITTEN = 12  # class names in the plot itself: more would cover one another
+_LETTERS = 45  # of their size, that the plot has room for
 _BLUE, _RED = "#053061", "#67001F"  # the ends of the scale
-_MOST_INCHES = 9.0
+_MOST_INCHES, _MOST_ACROSS = 9.0, 6.0
 _DPI = 110
 
 
@@ -87,7 +89,7 @@ def map_figure(picture: Picture) -> Figure:
         ['cat', 'dog']
     """
     rows, columns = picture.matrix.shape
-    width = _extent(columns, 4.0, len(picture.column_names))
+    width = max(_extent(columns, 4.0, len(picture.column_names)), _across(picture.column_names))
     height = _extent(rows, 3.2, len(picture.row_names))
     figure = empty_figure("map_figure", width + 2.0, height + 1.4)
     axes = figure.subplots()
@@ -157,16 +159,27 @@ def _draw_classes(axes: Axes, points: Any, classes: Any, scatter: Scatter) -> No
     if rest.any():
         label = f"{len(numbers) - len(shown)} others"
         axes.scatter(points[rest, 0], points[rest, 1], s=10, c="0.75", linewidths=0, label=label)
+    middles: dict[str, tuple[float, float, str]] = {}
     for place, number in enumerate(shown):
         own = points[classes == number]
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place // len(_COLOURS)]
         name = short(scatter.class_names[number]) if scatter.class_names else str(number)
         look: dict[str, Any] = {"c": colour, "marker": marker, "alpha": 0.6, "linewidths": 0}
         axes.scatter(own[:, 0], own[:, 1], s=18, label=name, **look)
-        if len(shown) <= _MOST_WRITTEN:
-            x, y = np.median(own, axis=0)
+        middles[name] = (*np.median(own, axis=0), colour)
+    if len(shown) <= _MOST_WRITTEN and _apart(middles, points):
+        for name, (x, y, colour) in middles.items():
             text = axes.text(x, y, name, color=colour, weight="bold", ha="center", va="center")
             text.set(path_effects=_outlined(), zorder=4)
+
+
+def _apart(middles: Mapping[str, tuple[float, float, str]], points: Any) -> bool:
+    """Whether names written there do not lie on one another; where they would, the legend says it."""
+    size = float(np.ptp(points, axis=0).max()) / _LETTERS
+    return all(
+        abs(one[1] - other[1]) > 2 * size or abs(one[0] - other[0]) > (len(first) + len(second)) / 2 * size
+        for (first, one), (second, other) in combinations(middles.items(), 2)
+    )
 
 
 def _outlined() -> list[Any]:
@@ -191,6 +204,12 @@ def _name(axis: Any, names: Sequence[str], room: float) -> None:
 def _extent(count: int, least: float, names: int) -> float:
     """Of one side of a map, in inches: rows without names need no more room than the eye."""
     return min(max(least, 0.3 * count), _MOST_INCHES) if names else least
+
+
+def _across(names: Sequence[str]) -> float:
+    """In inches: what names need to stand side by side, which is easier to read; 0 where that would be too wide."""
+    needed = len(names) * (0.65 * 9.0 * max((len(short(name)) for name in names), default=0) + 4) / 72
+    return needed if needed <= _MOST_ACROSS else 0.0
 
 
 def _rendered(figure: Figure) -> Image.Image:

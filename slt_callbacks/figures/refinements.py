@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MOST_PANELS = 24  # that can still be read side by side
-_ROW, _LOWEST, _HIGHEST = 0.26, 3.4, 13.0  # height of a row of the map, and of the whole, in inches
+_WIDTH = 8.0  # in inches: names can still be read where a panel of W&B shows it 500 pixels wide
+_ROW, _LOWEST, _HIGHEST = 0.26, 3.0, 13.0  # height of a row of the map, and of the whole map, in inches
+_PANEL, _MOST_COLUMNS = 1.15, 4
+_NEGATIVE = 0.1  # share of the scale below 0 for which half of the colours are not too many
 _MISSING = "0.63"  # as in the maps of pixels
 
 
@@ -47,14 +50,14 @@ def refinement_figure(
     *,
     title: str | None = None,
 ) -> Figure:
-    """Draw the refined LLCs of a run: on the left as a map, on the right as curves with their error bands.
+    """Draw the refined LLCs of a run: above as a map, below as curves with their error bands.
 
     A row of the map is a refinement, with the number of its weights beside its name, and a column is a measurement. All
     panels have one scale, stages are shaded as in `stage_figure`, and points whose chains disagree (R-hat above 1.2)
     are hollow. Of refinements that are taken in turn, the lines join what was measured, and the map shows the last
     measurement; grey is what has failed or was not measured yet. Its colours run from blue over white at 0 to red where
-    an LLC is negative by more than two standard errors, and else from dark to light. Of more than 24 refinements, those
-    that vary most have a panel.
+    an LLC is negative by more than two standard errors and a tenth of the scale, and else from dark to light. Of more
+    than 24 refinements, those that vary most have a panel.
 
     Refinements that move all the weights, and so differ in data or loss, are drawn below the parts of the network, on
     scales of their own: the LLC of a part and that of other data are no quantities to be compared.
@@ -90,8 +93,9 @@ def refinement_figure(
         )
     groups = refined_groups(curves)
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-    figure = empty_figure("refinement_figure", 13, sum(_height(group) for group in groups) + 0.6)
-    parts = figure.subfigures(len(groups), 1, height_ratios=[_height(group) for group in groups], squeeze=False)[:, 0]
+    heights = [_height(group) + _panels_height(group) for group in groups]
+    figure = empty_figure("refinement_figure", _WIDTH, sum(heights) + 0.6)
+    parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, group in zip(parts, groups, strict=True):
         _draw_group(part, group, steps, stages, log_steps)
     if title is not None:
@@ -119,22 +123,32 @@ def refinement_report(report: Report) -> Figure | None:
 
 
 def _height(group: RefinedGroup) -> float:
-    """In inches."""
-    return min(max(_LOWEST, _ROW * len(group.curves) + 1.2), _HIGHEST)
+    """Of the map, in inches."""
+    return min(max(_LOWEST, _ROW * len(group.curves) + 1.6), _HIGHEST)
+
+
+def _panels_height(group: RefinedGroup) -> float:
+    """Of the curves, in inches."""
+    shown = min(len(group.curves), _MOST_PANELS)
+    return _PANEL * -(-shown // _columns(shown)) + 0.9
+
+
+def _columns(shown: int) -> int:
+    return next(number for number in range(1, _MOST_COLUMNS + 1) if number**2 >= shown or number == _MOST_COLUMNS)
 
 
 def _draw_group(
     part: SubFigure, group: RefinedGroup, steps: Array, stages: Sequence[Stage], log_steps: bool | None
 ) -> None:
-    left, right = part.subfigures(1, 2, width_ratios=[5.5, 7.5], squeeze=False)[0]
-    axes = left.subplots()
+    above, below = part.subfigures(2, 1, height_ratios=[_height(group), _panels_height(group)], squeeze=False)[:, 0]
+    axes = above.subplots()
     set_steps(axes, steps, log_steps)
     _draw_map(axes, group, steps)
     _mark_stages(axes, stages, 1 / (_height(group) - 1.6))
-    left.suptitle(group.title, size=11, weight="bold")
+    above.suptitle(group.title, size=11, weight="bold")
     shown = most_varying(group.curves, _MOST_PANELS)
-    columns = next(number for number in (1, 2, 3, 4) if 1.4 * number**2 >= len(shown) or number == 4)
-    panels = right.subplots(-(-len(shown) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
+    columns = _columns(len(shown))
+    panels = below.subplots(-(-len(shown) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
     set_steps(panels[0], steps, log_steps)
     panels[0].set_ylim(*group.limits)
     for panel, curve in zip(panels, shown, strict=False):
@@ -143,15 +157,15 @@ def _draw_group(
         panels[number - columns].tick_params(labelbottom=True)  # nothing stands below it
         panel.remove()
     cut = "" if len(shown) == len(group.curves) else f" (the {len(shown)} of {len(group.curves)} that vary most)"
-    right.suptitle(f"the same as curves, on one scale{cut}", size=11)
-    right.supxlabel("training step", size=10)
+    below.suptitle(f"the same as curves, on one scale{cut}", size=11)
+    below.supxlabel("training step", size=10)
 
 
 def _draw_map(axes: Axes, group: RefinedGroup, steps: Array) -> None:
     curves, (low, high) = group.curves, group.limits
     values = np.stack([curve.at(steps) for curve in curves])
-    if any(curve.below_zero for curve in curves):
-        size = max(abs(low), abs(high))
+    size = max(abs(low), abs(high))
+    if any(curve.below_zero for curve in curves) and np.nanmin(values) < -_NEGATIVE * size:
         colours: dict[str, Any] = {"cmap": diverging(), "vmin": -size, "vmax": size}
     else:
         colours = {"cmap": "viridis", "vmin": max(low, 0.0), "vmax": high}

@@ -10,13 +10,14 @@ import numpy as np
 
 from slt_callbacks.figures.agreement import beside_the_llc
 from slt_callbacks.figures.charts import Axis, Chart, Curve, chart, compact, series
-from slt_callbacks.figures.kinds import COMPRESSIBILITY, KINDS, Kind, Plot, kind_of
+from slt_callbacks.figures.kinds import COMPRESSIBILITY, KINDS, LLC, Kind, Plot, kind_of
 from slt_callbacks.figures.recorded import Frame
 from slt_callbacks.measuring.measurement import Measurement
 
 _NO_OBSERVABLES = ("health", "cost", "detection")
 _MOST_LINES = 8  # in one chart
 _MOST_CHARTS = 12  # of an observable of one's own
+_MANY_TIMES = 2  # above it a share of the training time is no share
 
 Rows = Sequence[tuple[int, Mapping[str, float]]]
 """The numbers of one observable, by name, with their training steps."""
@@ -44,7 +45,11 @@ class Section:
 
 
 def observed(
-    history: Sequence[Measurement], frames: Sequence[Frame], axis: Axis, without: Sequence[str] = ()
+    history: Sequence[Measurement],
+    frames: Sequence[Frame],
+    axis: Axis,
+    without: Sequence[str] = (),
+    llc: str | None = None,
 ) -> list[Section]:
     """A section each for all observables: known kinds first, those of the user's own last.
 
@@ -53,6 +58,7 @@ def observed(
         frames: Pictures, by observable and name.
         axis: Of the training steps.
         without: Keys of observables that are shown elsewhere, but for their pictures.
+        llc: Key of the LLC that others are told beside; None for none.
 
     Example:
         >>> history = [Measurement(step, {"own": {"size": float(step)}}) for step in (1, 2)]
@@ -65,10 +71,10 @@ def observed(
     ranked = sorted(keys, key=lambda key: len(KINDS) if (kind := kinds[key]) is None else KINDS.index(kind))
     found = []
     for key in ranked:
-        several = list(kinds.values()).count(kinds[key]) > 1
+        several = kinds[key] is LLC or list(kinds.values()).count(kinds[key]) > 1
         section = _section(key, kinds[key], [] if key in without else rows_of(history, key), frames, axis, several)
-        if kinds[key] is COMPRESSIBILITY:
-            section = replace(section, note=beside_the_llc(history, key, ("critical_bits", "critical_rank")))
+        if kinds[key] is COMPRESSIBILITY and llc is not None:
+            section = replace(section, note=beside_the_llc(history, key, ("critical_bits", "critical_rank"), llc))
         found.append(section)
     return found
 
@@ -90,7 +96,10 @@ def plotted(rows: Rows, plots: Sequence[Plot], axis: Axis, zeros: bool = True) -
     names = list(
         dict.fromkeys(name for _, row in rows for name in row if zeros or any(one.get(name) for _, one in rows))
     )
-    drawn = [_drawn(rows, plot, plot.matches(names), axis) for plot in plots]
+    drawn = []
+    for plot in plots:
+        found = plot.matches(names)
+        drawn += _drawn_apart(rows, plot, found, axis) if plot.apart else [_drawn(rows, plot, found, axis)]
     return [one for one in drawn if one is not None]
 
 
@@ -119,7 +128,7 @@ def cost_in_words(history: Sequence[Measurement]) -> str:
     seconds, steps = (sum(_known(row.get(name)) for row in rows) for name in ("seconds", "sgld_steps"))
     last = rows[-1] if rows else {}
     overhead = last.get("overhead", math.nan)
-    share = f", {100 * overhead:.3g} % of the training time" if math.isfinite(overhead) else ""
+    share = f", {_share(overhead)} the training time" if math.isfinite(overhead) else ""
     skipped = int(_known(last.get("skipped")))
     left = "none was left out"
     if skipped:
@@ -130,7 +139,7 @@ def cost_in_words(history: Sequence[Measurement]) -> str:
 
 def _section(key: str, kind: Kind | None, rows: Rows, frames: Sequence[Frame], axis: Axis, named: bool) -> Section:
     pictures: dict[str, list[Frame]] = {}
-    for frame in frames:
+    for frame in sorted(frames, key=lambda frame: not frame.key.endswith("/map")):  # the map is what it is about
         observable, _, name = frame.key.partition("/")
         if observable == key:
             pictures.setdefault(name, []).append(frame)
@@ -144,6 +153,10 @@ def _section(key: str, kind: Kind | None, rows: Rows, frames: Sequence[Frame], a
     return Section(key, key, "", charts, pictures, note)
 
 
+def _share(overhead: float) -> str:
+    return f"{100 * overhead:.3g} % of" if overhead < _MANY_TIMES else f"{compact(overhead)} times"
+
+
 def _literal(name: str) -> str:
     """A name as a pattern of itself."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
@@ -155,6 +168,18 @@ def _drawn(rows: Rows, plot: Plot, names: Sequence[str], axis: Axis) -> Chart | 
     return chart(
         plot.title, [Curve(plot.label(name), *series(rows, name)) for name in shown], axis, note, rule=plot.rule
     )
+
+
+def _drawn_apart(rows: Rows, plot: Plot, names: Sequence[str], axis: Axis) -> list[Chart | None]:
+    """A chart for each first of two things, its lines joined over what was not measured."""
+    firsts = list(dict.fromkeys(name.partition("_to_")[0] for name in names))
+    known = [(step, {name: value for name, value in row.items() if math.isfinite(value)}) for step, row in rows]
+    found = []
+    for first in firsts[:_MOST_CHARTS]:
+        own = [name for name in names if name.partition("_to_")[0] == first]
+        one = Plot(f"{plot.title} {first}", own, words={name: name.partition("_to_")[2] for name in own})
+        found.append(_drawn(known, one, own, axis))
+    return found
 
 
 def _most_varying(rows: Rows, names: Sequence[str]) -> list[str]:

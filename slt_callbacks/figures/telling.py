@@ -7,20 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slt_callbacks.basics.keys import key_of
+from slt_callbacks.basics.keys import is_logged, key_of, parts_of
 from slt_callbacks.detection.records import Stage
-from slt_callbacks.figures.charts import compact
+from slt_callbacks.figures.charts import between, compact
 from slt_callbacks.figures.report import Report
 from slt_callbacks.figures.steps import RHAT, stage_spans
+from slt_callbacks.figures.watched import llc_key, name_of_llc
 from slt_callbacks.measuring.measurement import Measurement
+from slt_callbacks.measuring.naming import in_words
 
 _VERBS = {"A": "rose", "C": "rose", "B": "fell", "D": "fell", "plateau": "held"}
 _MOST_IN_A_HEADLINE = 4
-_MOST_JUMPS = 4
+_MOST_JUMPS, _MOST_OTHERS = 4, 6
 # What a reader is told to mind, or to doubt: shares of the measurements whose chains disagree.
 _SOME, _MANY = 0.1, 0.5
 _NOISE, _BIAS, _STABLE = 0.1, 0.05, 1.0
-GOOD, MIND, DOUBT = "good", "mind", "doubt"
+GOOD, NOTE, MIND, DOUBT = "good", "note", "mind", "doubt"
 _VERDICTS = {
     GOOD: "These numbers can be trusted.",
     MIND: "Read these numbers with care.",
@@ -52,8 +54,17 @@ class StageTold:
 
 
 @dataclass(frozen=True)
+class Other:
+    """A turn of another number than the LLC: the sentence, when it was told, and what changed most there."""
+
+    what: str
+    when: str
+    changed: str
+
+
+@dataclass(frozen=True)
 class Check:
-    """One reason to trust the numbers, or not: "good", "mind" or "doubt", and the sentence."""
+    """One reason to trust the numbers, or not: "good", "note", "mind" or "doubt", and the sentence."""
 
     level: str
     told: str
@@ -84,13 +95,15 @@ def headline(report: Report) -> str:
         many = "One measurement" if count == 1 else f"{count:,} measurements"
         return f"{many}, {'and no stages were told' if count >= 5 else 'too few to tell stages'}."
     verbs = [_verb(before, stage) for before, stage in zip([None, *stages], stages, strict=False)]
+    name = name_of_llc(report.history, llc_key(report) or "llc")
+    last = max(stages[-1].end_step, report.history[-1].step if stages[-1].open else 0)
     if len(stages) == 1:
-        return f"One stage: the LLC {verbs[0]} all the way to step {stages[0].end_step:,}."
+        return f"One stage: {name} {verbs[0]} all the way to step {last:,}."
     if len(stages) > _MOST_IN_A_HEADLINE:
-        ends = f"from {compact(stages[0].llc_start)} to {compact(stages[-1].llc_end)}"
-        return f"{len(stages)} stages in {stages[-1].end_step:,} steps took the LLC {ends}."
+        ends = "from {} to {}".format(*between(stages[0].llc_start, stages[-1].llc_end))
+        return f"{len(stages)} stages in {last:,} steps took {name} {ends}."
     parts = [f"{verb} until step {later.start_step:,}" for verb, later in zip(verbs, stages[1:], strict=False)]
-    return f"The LLC {', then '.join([*parts, verbs[-1]])}."
+    return f"T{name[1:]} {', then '.join([*parts, verbs[-1]])}."
 
 
 def stages_told(report: Report, changed: Mapping[int, str], last_step: int | None = None) -> list[StageTold]:
@@ -108,7 +121,7 @@ def stages_told(report: Report, changed: Mapping[int, str], last_step: int | Non
         ...     _ = detector.update(step, max(0, step - 30) + step % 2, 0.5, loss=-step)
         >>> told = stages_told(Report([], detector.finish()), {})
         >>> told[1].when, told[1].what
-        ('steps 31 to 59', 'The LLC rose from 1.45 to 29.5 while the loss fell from \u221231 to \u221259.')
+        ('steps 31 to 59', 'The LLC rose from 1.5 to 29.5 while the loss fell from \u221231 to \u221259.')
     """
     steps = [measurement.step for measurement in report.history]
     told = []
@@ -137,16 +150,40 @@ def jumps_told(report: Report) -> list[str]:
         ['The LLC jumped up by 2.5 at step 90, told at step 100.']
     """
     rows = [row for row in report.rows if is_jump(row, report.observable)]
-    told = []
-    for row in rows[:_MOST_JUMPS]:
-        way = "up" if row["direction"] > 0 else "down"
-        back = ", back from a spike" if row.get("returns") else ""
-        size = compact(abs(_number(row.get("delta"))))
-        told.append(
-            f"The LLC jumped {way} by {size} at step {row['onset_step']:,}{back}, told at step {row['step']:,}."
-        )
+    told = [f"{_jump('The LLC', row)[:-1]}, told at step {row['step']:,}." for row in rows[:_MOST_JUMPS]]
     more = len(rows) - len(told)
     return told + ([f"It jumped {more} more time{'s' * (more > 1)}."] if more else [])
+
+
+def others_told(report: Report) -> list[Other]:
+    """What became of other watched numbers than the LLC: where they took another way, or jumped; of many the first.
+
+    Args:
+        report: The story, with the rows of all events.
+
+    Example:
+        >>> row = {"type": "StageEvent", "kind": "announced", "boundary_id": 0, "key": "slt/own/x", "step": 15}
+        >>> row |= {"previous_type": "B", "stage_type": "plateau", "previous_step": 10, "detected_at": 219}
+        >>> row |= {"value_before": 0.468, "value_now": 0.266, "changed_most": ""}
+        >>> others_told(Report([], rows=[row]))[0].what
+        'Own x fell until step 15, then held: 0.468 at step 10, 0.266 at step 219.'
+    """
+    known = {(row.get("key"), row.get("boundary_id"), row.get("kind")): row for row in report.rows}
+    watched = key_of(report.observable or "llc", "mean")
+    told = []
+    for row in report.rows:
+        key = row.get("key") or ""
+        if not is_logged(key) or key == watched:
+            continue
+        if row.get("type") == "JumpEvent":
+            told.append(Other(_jump(_words(key), row), f"told at step {row['step']:,}", ""))
+        elif row.get("kind") == "announced" and (key, row["boundary_id"], "withdrawn") not in known:
+            moved = known.get((key, row["boundary_id"], "revised"), row)
+            told.append(_other(key, row, moved["step"]))
+    more = len(told) - _MOST_OTHERS
+    return told[:_MOST_OTHERS] + (
+        [Other(f"{_counted(more, 'more event')} in events.json.", "", "")] if more > 0 else []
+    )
 
 
 def is_jump(row: Mapping[str, Any], observable: str | None) -> bool:
@@ -190,6 +227,31 @@ def trust(history: Sequence[Measurement], observable: str | None = "llc") -> Tru
     return Trust(level, _VERDICTS[level], checks)
 
 
+def _jump(name: str, row: Mapping[str, Any]) -> str:
+    way = "up" if row["direction"] > 0 else "down"
+    back = ", back from a spike" if row.get("returns") else ""
+    return f"{name} jumped {way} by {compact(abs(_number(row.get('delta'))))} at step {row['onset_step']:,}{back}."
+
+
+def _other(key: str, row: Mapping[str, Any], step: int) -> Other:
+    """A boundary of a number that is watched beside the LLC."""
+    announced = f"announced at step {row['detected_at']:,}"
+    changed = str(row.get("changed_most") or "")
+    if row.get("previous_step") is None:
+        return Other(f"{_words(key)} took another way at step {step:,}.", announced, changed)
+    before, after = (_VERBS.get(str(row.get(name)), "changed") for name in ("previous_type", "stage_type"))
+    ends = f"{compact(_number(row['value_before']))} at step {row['previous_step']:,}"
+    ends += f", {compact(_number(row['value_now']))} at step {row['detected_at']:,}"
+    again = {"held": "held at another level"}.get(after, f"{after} another way") if before == after else after
+    return Other(f"{_words(key)} {before} until step {step:,}, then {again}: {ends}.", announced, changed)
+
+
+def _words(key: str) -> str:
+    """At the beginning of a sentence."""
+    words = in_words("/".join(parts_of(key)))
+    return words[:1].upper() + words[1:]
+
+
 def _verb(before: Stage | None, stage: Stage) -> str:
     """What the LLC did; after a stage of the same kind, what is new."""
     verb = _VERBS.get(stage.type, "changed")
@@ -200,11 +262,11 @@ def _verb(before: Stage | None, stage: Stage) -> str:
 
 def _what(stage: Stage) -> str:
     verb = _VERBS.get(stage.type, "changed")
-    ends = f"from {compact(stage.llc_start)} to {compact(stage.llc_end)}"
+    ends = "from {} to {}".format(*between(stage.llc_start, stage.llc_end))
     llc = f"held near {compact((stage.llc_start + stage.llc_end) / 2)}" if verb == "held" else f"{verb} {ends}"
     if not (math.isfinite(stage.loss_start) and math.isfinite(stage.loss_end)):
         return f"The LLC {llc}."
-    loss = f"from {compact(stage.loss_start)} to {compact(stage.loss_end)}"
+    loss = "from {} to {}".format(*between(stage.loss_start, stage.loss_end))
     if stage.type in ("A", "B") or (stage.type == "plateau" and stage.delta_loss < 0):
         return f"The LLC {llc} while the loss fell {loss}."
     return f"The LLC {llc} while the loss did not fall ({loss})."
@@ -239,7 +301,7 @@ def _agreement(history: Sequence[Measurement]) -> Check:
     if not apart:
         where = "the one measurement" if len(known) == 1 else f"all of {len(known):,} measurements"
         return Check(GOOD, f"The chains agree in {where} (R-hat below {RHAT:g}).")
-    level = DOUBT if apart > _MANY * len(known) else MIND if apart > _SOME * len(known) else GOOD
+    level = DOUBT if apart > _MANY * len(known) else MIND if apart > _SOME * len(known) else NOTE
     ratio = f"{apart:,} of {_counted(len(known), 'measurement')}"
     return Check(level, f"The chains disagree in {ratio} (R-hat above {RHAT:g}): hollow points in the figure.")
 
@@ -249,7 +311,7 @@ def _dropped(history: Sequence[Measurement]) -> Check | None:
     if not dropped:
         return None
     told = f"Chains went astray and were dropped in {_counted(len(dropped), 'measurement')}."
-    return Check(MIND if len(dropped) > _SOME * len(history) else GOOD, told)
+    return Check(MIND if len(dropped) > _SOME * len(history) else NOTE, told)
 
 
 def _beyond(history: Sequence[Measurement], name: str, bound: float, level: str, told: str) -> Check | None:
@@ -257,7 +319,7 @@ def _beyond(history: Sequence[Measurement], name: str, bound: float, level: str,
     if not count:
         return None
     few = level == MIND and count <= _SOME * len(history)
-    return Check(GOOD if few else level, f"In {_counted(count, 'measurement')} {told}.")
+    return Check(NOTE if few else level, f"In {_counted(count, 'measurement')} {told}.")
 
 
 def _negative(history: Sequence[Measurement], observable: str | None) -> Check | None:
@@ -266,7 +328,7 @@ def _negative(history: Sequence[Measurement], observable: str | None) -> Check |
     if not below:
         return None
     told = f"The LLC is negative in {_counted(below, 'measurement')}: chains still find lower losses than the model's."
-    return Check(GOOD, f"{told} Read the order there, not the level.")
+    return Check(NOTE, f"{told} Read the order there, not the level.")
 
 
 def _health(history: Sequence[Measurement], name: str) -> list[float]:

@@ -25,6 +25,8 @@ _PASSES: dict[str, int] = {
     "factorization": _HALVINGS + 1,
 }
 _LABELS = {"quantization": "bits a weight", "factorization": "share of rank kept"}
+_DONE = {"quantization": "weights rounded", "factorization": "ranks of matrices cut"}
+_AT = {"quantization": "bits a weight", "factorization": "of the rank"}
 _CRITICAL = {"quantization": "critical_bits", "factorization": "critical_rank"}
 
 
@@ -107,12 +109,18 @@ class Compressibility:
         for method in self.methods:
             critical, points = result[_CRITICAL[method]], result[method]
             points = points[points.isfinite().all(1)]
-            met = f"{critical:.2f} {_LABELS[method]}" if math.isfinite(critical) else "nowhere"
-            caption = f"Rise of the loss by {method}; {self.tolerance:g} is met at: {met}"
+            caption = f"{_DONE[method]}: the loss {self._met(method, critical)}"
             if len(points):
-                labels = (_LABELS[method], "loss - L(w*)")
+                labels = (_LABELS[method], "rise of the loss")
                 found[method] = Curve(points, caption, labels, level=self.tolerance, crossing=critical)
         return found
+
+    def _met(self, method: str, critical: float) -> str:
+        """Where the tolerance is met, in words."""
+        if not math.isfinite(critical):
+            return f"is nowhere within {self.tolerance:g} of that of the model"
+        way = "rises by" if critical > 0 else "rises by less than"
+        return f"{way} {self.tolerance:g} at {critical:.2f} {_AT[method]}"
 
 
 def _critical_bits(fork: ForkView, tolerance: float) -> tuple[float, Search]:

@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from slt_callbacks import FileSink, Measurement, WandbSink
+from slt_callbacks.figures.curves import curve_figure
 from slt_callbacks.figures.images import correlation_map
 from slt_callbacks.figures.pictures import image_of, map_figure, scale_of, scatter_figure
-from slt_callbacks.observables.media import Media, Picture, Scatter
+from slt_callbacks.figures.tracks import track_figure
+from slt_callbacks.observables.media import Curve, Media, Picture, Scatter, Track
 from slt_callbacks.sinks.base import Publication
 from tests.sinks.test_sinks import offline_logger, records
 
@@ -78,6 +81,13 @@ class TestScatter:
         assert texts(figure.legends[0].get_texts()) == ["cat", "dog"]
         assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_aspect()) == ("first", "second", 1.0)
 
+    def test_names_that_would_lie_on_one_another_stand_in_the_legend_alone(self) -> None:
+        classes = torch.tensor([0, 1, 0, 1])
+        mixed = Scatter(torch.tensor([[-5.0, 0], [-5, 0.1], [5, 0], [5, 0.1]]), "own", ("x", "y"), classes, ["a", "b"])
+        figure = scatter_figure(mixed)
+        assert not figure.axes[0].texts
+        assert texts(figure.legends[0].get_texts()) == ["a", "b"]
+
     def test_without_classes_all_points_look_alike(self) -> None:
         figure = scatter_figure(Scatter(POINTS, "four samples", ("first", "second")))
         (all_of_them,) = figure.axes[0].collections
@@ -95,6 +105,46 @@ class TestScatter:
         looks = {(to_hex(one.get_facecolor()[0]), str(one.get_paths()[0].vertices)) for one in shown}  # type: ignore[index]
         assert len(looks) == 21
         assert not figure.axes[0].texts, "too many to be written in the plot"
+
+
+class TestCurve:
+    def test_it_goes_through_the_crossing_which_was_found_on_straight_lines(self) -> None:
+        points = torch.tensor([[0.5, 0.3], [0.6, 0.2], [0.7, 0.001]], dtype=torch.float64)
+        axes = curve_figure(Curve(points, "own", ("x", "y"), level=0.02, crossing=0.69)).axes[0]
+        _, line, dots, mark = axes.lines
+        assert line.get_xydata().tolist() == [[0.5, 0.3], [0.6, 0.2], [0.69, 0.02], [0.7, 0.001]]  # type: ignore[union-attr]
+        assert dots.get_xydata().tolist() == points.tolist()  # type: ignore[union-attr]
+        assert mark.get_xydata().tolist() == [[0.69, 0.02]]  # type: ignore[union-attr]
+
+    def test_without_a_crossing_it_goes_through_its_points(self) -> None:
+        points = torch.tensor([[1.0, 0.5], [2.0, 0.25]])
+        axes = curve_figure(Curve(points, "own", ("x", "y"), level=0.1)).axes[0]
+        assert axes.lines[1].get_xydata().tolist() == points.tolist()  # type: ignore[union-attr]
+
+
+class TestTrack:
+    def drawn(self, steps: list[int], marks: dict[str, tuple[float, float]], box: Any = (-1, 11, -1, 11)) -> Any:
+        along = torch.linspace(0, 10, len(steps))
+        points = torch.stack([along, along], dim=1)
+        shown = Track(points, "own", ("x", "y"), steps=torch.tensor(steps), marks=marks, box=box)
+        figure = track_figure(shown)
+        figure.draw_without_rendering()
+        return figure
+
+    def test_no_name_lies_on_another_or_on_the_bar(self) -> None:
+        marks = {"uniform": (0.0, 0.0), "unigram": (10.0, 6.0), "bigram": (10.2, 10.2)}
+        axes, bar = self.drawn(list(range(0, 1000, 100)), marks).axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == 5
+        assert not [one for place, one in enumerate(boxes) for other in boxes[:place] if one.overlaps(other)]
+        assert max(box.x1 for box in boxes) < bar.get_window_extent().x0
+
+    def test_the_steps_of_the_bar_do_not_run_into_one_another(self) -> None:
+        for steps in ([1, 2, 3, 5, 10, 30, 100, 400, 1500], list(range(0, 1000, 100)), [0, 1, 2]):
+            _, bar = self.drawn(steps, {}).axes
+            boxes = [label.get_window_extent() for label in bar.get_yticklabels() if label.get_text()]
+            assert len(boxes) > 1
+            assert not [one for one, other in pairwise(boxes) if one.overlaps(other)]
 
 
 class TestImage:

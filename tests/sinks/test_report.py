@@ -198,7 +198,7 @@ class TestSections:
         page = page_of(folder)
         legends = page.texts["li"]
         assert legends[legends.index("ridge") + 1] == "<b>"
-        assert [f"{place}_to_0" in legends for place in range(10)] == [False] * 2 + [True] * 8
+        assert [f"{place} on 0" in legends for place in range(10)] == [False] * 2 + [True] * 8
         assert "the 8 of 10 that vary most" in page.texts["small"]
         assert "3 more numbers are in measurements.jsonl." in page.text
         assert "The 24 of 30 that vary most." in page.text
@@ -207,7 +207,8 @@ class TestSections:
         assert {"accuracy[0]", "number0"} <= set(page.texts["span"])
 
     def test_compressibility_is_told_beside_the_llc(self, folder: Path) -> None:
-        assert "Rank correlation with the LLC over the run: critical bits 1.00" in page_of(folder).text
+        told = "Rank correlation with the LLC \u201csecond\u201d over the run: critical bits 1.00"
+        assert told in page_of(folder).text, "which of the two is said"
 
     def test_health_is_told_where_there_is_something_to_tell(self, folder: Path) -> None:
         page = page_of(folder)
