@@ -19,6 +19,7 @@ _MOST_POINTS = 800  # of one line: more than a screen has room for
 _COLOURS = 8
 _INSET = 0.012
 _FEWEST_TICKS = 3  # by which a value can be read
+_MOST_LETTERS = 7  # of a label
 _ROOM = 12.0  # percent of an axis that a label needs to itself
 
 
@@ -78,7 +79,7 @@ class Axis:
         if self.logarithmic and 100 * (1 - self.inset) - places[-1] > _ROOM:  # or its end would go without a number
             values, places = [*values, self.high], np.append(places, 100 * (1 - self.inset))
         return [
-            Tick(round(float(place), 2), f"{value:,.{digits}f}".replace("-", "\u2212"))
+            Tick(round(float(place), 2), _label(value, digits))
             for value, place in zip(values, places, strict=True)
             if 0 <= place <= 100
         ]
@@ -207,8 +208,8 @@ def chart(
         title,
         note,
         lines,
-        values.ticks(5) if len(values.ticks(5)) >= _FEWEST_TICKS else values.ticks(8),
-        axis.ticks(4),
+        _readable(values, 5),
+        _readable(axis, 4),
         _height(values, 0.0) if low <= 0 <= high else None,
         None if rule is None or not low <= rule <= high else _height(values, rule),
         _told(title, known),
@@ -220,14 +221,17 @@ def scale(curves: Sequence[Curve]) -> tuple[float, float]:
 
     Example:
         >>> scale([Curve("flat", np.array([1.0, 2.0]), np.array([3.0, 3.0]))])
-        (2.5, 3.5)
+        (1.5, 4.5)
     """
     columns = [
         (curve.values, _or_nan(curve.stderr, curve.values), _or_nan(curve.rhat, curve.values)) for curve in curves
     ]
     low, high = common_limits(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-    nothing = all(not np.nan_to_num(curve.values).any() for curve in curves)
-    return (0.0, 1.0) if nothing else (low, high)  # counts of which there are none are not below 0 either
+    known = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in curves])
+    if not len(known) or np.ptp(known) or high - low > 1 + 1e-9:  # a band, which has limits
+        return low, high
+    value = float(known[0])  # one line across: in the middle, or on the ground where it is one of nothing
+    return (value - abs(value) / 2, value + abs(value) / 2) if value else (0.0, 1.0)
 
 
 def compact(value: float) -> str:
@@ -298,6 +302,20 @@ def _down(axis: Axis, values: Array) -> Array:
 
 def _height(axis: Axis, value: float) -> int:
     return int(_down(axis, np.array([value]))[0])
+
+
+def _label(value: float, digits: int) -> str:
+    """Of a tick: of very small and very large ones the power of ten, for which alone there is room."""
+    text = f"{value:,.{digits}f}"
+    if len(text.lstrip("-")) > _MOST_LETTERS:
+        figures, power = f"{value:.1e}".split("e")
+        text = f"{figures.removesuffix('.0')}e{int(power)}" if value else "0"
+    return text.replace("-", "\u2212")
+
+
+def _readable(axis: Axis, most: int) -> list[Tick]:
+    ticks = axis.ticks(most)
+    return ticks if len(ticks) >= _FEWEST_TICKS else axis.ticks(2 * most)
 
 
 def _path(x: Array, y: Array) -> str:

@@ -97,7 +97,8 @@ def free_energy_figure(
     axes.set_xlabel("local learning coefficient")
     axes.set_ylabel("loss")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title or f"Lines of equal free energy at n = {n:,}: n loss + LLC ln n, in nats", size=10)
+    told = f"Lines of equal free energy at n = {n:,}: n loss + LLC ln n, in nats; down and left is better"
+    axes.set_title(title or told, size=10)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     if path is not None:
         figure.savefig(path, dpi=150)
@@ -151,7 +152,10 @@ def _draw_lines(axes: Axes, n: int, lowest: float) -> None:
     for above in map(float, MaxNLocator(_LINES).tick_values(min(corners), max(corners))):
         at = [(lowest + above - free_energy(n, 0.0, llc)) / n for llc in (left, right)]
         axes.plot([left, right], at, color="0.75", linewidth=0.8, zorder=1, label=f"_{above:+g}")
-        label = axes.text(left, at[0], f" {above:+,g}", size=8, color=GREY, va="bottom", clip_on=True)
+        place: dict[str, Any] = {"x": left, "y": at[0], "va": "bottom"}
+        if at[0] > top:  # it comes from above
+            place = {"x": left + (right - left) * (at[0] - top) / (at[0] - at[1]), "y": top, "va": "top"}
+        label = axes.text(s=f" {above:+,g}", size=8, color=GREY, clip_on=True, **place)
         label.set_in_layout(False)
 
 

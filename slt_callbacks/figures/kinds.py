@@ -183,8 +183,9 @@ HEALTH = (
 )
 COST = (
     Plot("Seconds a measurement", ["seconds"]),
+    Plot("Gradient steps a measurement", ["sgld_steps"]),
     Plot("Time for measuring over time for training", ["overhead"]),
-    Plot("Measurements", ["skipped", "failed"], words={"skipped": "left out", "failed": "failed"}),
+    Plot("Measurements left out, or failed", ["skipped", "failed"], words={"skipped": "left out", "failed": "failed"}),
 )
 IN_FORCE = (
     Plot("Step size of the chains", ["step_size"]),

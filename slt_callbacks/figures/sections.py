@@ -94,7 +94,7 @@ def plotted(rows: Rows, plots: Sequence[Plot], axis: Axis, zeros: bool = True) -
         ['Speed']
     """
     names = list(
-        dict.fromkeys(name for _, row in rows for name in row if zeros or any(one.get(name) for _, one in rows))
+        dict.fromkeys(name for _, row in rows for name in row if zeros or any(_known(one.get(name)) for _, one in rows))
     )
     drawn = []
     for plot in plots:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slt_callbacks.basics.keys import is_logged, key_of, parts_of
+from slt_callbacks.basics.plain import brief
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.figures.charts import between, compact
 from slt_callbacks.figures.report import Report
@@ -222,7 +223,7 @@ def trust(history: Sequence[Measurement], observable: str | None = "llc") -> Tru
         if check is not None
     ]
     level = next((level for level in (DOUBT, MIND) if any(check.level == level for check in checks)), GOOD)
-    if not any(math.isfinite(value) for value in _health(history, "rhat")):
+    if not any(math.isfinite(value) for value in _health(history, "rhat")) and not _without_chains(history):
         level = max(level, MIND, key=[GOOD, MIND, DOUBT].index)
     return Trust(level, _VERDICTS[level], checks)
 
@@ -240,8 +241,9 @@ def _other(key: str, row: Mapping[str, Any], step: int) -> Other:
     if row.get("previous_step") is None:
         return Other(f"{_words(key)} took another way at step {step:,}.", announced, changed)
     before, after = (_VERBS.get(str(row.get(name)), "changed") for name in ("previous_type", "stage_type"))
-    ends = f"{compact(_number(row['value_before']))} at step {row['previous_step']:,}"
-    ends += f", {compact(_number(row['value_now']))} at step {row['detected_at']:,}"
+    ends = f"{compact(_number(row['value_now']))} at step {row['detected_at']:,}"
+    if row["previous_step"] < step:  # a boundary may have moved since
+        ends = f"{compact(_number(row['value_before']))} at step {row['previous_step']:,}, {ends}"
     again = {"held": "held at another level"}.get(after, f"{after} another way") if before == after else after
     return Other(f"{_words(key)} {before} until step {step:,}, then {again}: {ends}.", announced, changed)
 
@@ -289,12 +291,14 @@ def _failures(history: Sequence[Measurement]) -> Check:
     if not failed:
         return Check(GOOD, f"{_counted(len(history), 'measurement')}, none failed.")
     level = DOUBT if len(failed) > _MANY * len(history) else MIND
-    first = f"the first, at step {failed[0].step:,}: {failed[0].error}"
+    first = f"the first, at step {failed[0].step:,}: {brief(str(failed[0].error))}"
     return Check(level, f"{len(failed):,} of {_counted(len(history), 'measurement')} failed; {first}.")
 
 
 def _agreement(history: Sequence[Measurement]) -> Check:
     known = [value for value in _health(history, "rhat") if math.isfinite(value)]
+    if _without_chains(history):
+        return Check(GOOD, "No chains were needed: all of it was read at the weights themselves.")
     if not known:
         return Check(MIND, "Nothing is known of whether the chains agree: R-hat wants 8 draws a chain.")
     apart = sum(value > RHAT for value in known)
@@ -304,6 +308,12 @@ def _agreement(history: Sequence[Measurement]) -> Check:
     level = DOUBT if apart > _MANY * len(known) else MIND if apart > _SOME * len(known) else NOTE
     ratio = f"{apart:,} of {_counted(len(known), 'measurement')}"
     return Check(level, f"The chains disagree in {ratio} (R-hat above {RHAT:g}): hollow points in the figure.")
+
+
+def _without_chains(history: Sequence[Measurement]) -> bool:
+    """Whether no gradient step was taken where all went well."""
+    taken = [one.results.get("cost", {}).get("sgld_steps") for one in history if not one.failed]
+    return bool(taken) and all(steps == 0 for steps in taken)
 
 
 def _dropped(history: Sequence[Measurement]) -> Check | None:

@@ -14,8 +14,10 @@ from slt_callbacks.figures.kinds import (
     COST,
     FREE_ENERGY,
     HEALTH,
+    IN_FORCE,
     INFLUENCE,
     KERNEL,
+    LLC,
     SUSCEPTIBILITY,
     TRAJECTORY,
     Plot,
@@ -154,22 +156,25 @@ class _Panels:
         }
 
     def llc(self, keys: Sequence[str]) -> list[Any]:
-        return [
-            self._line("Local learning coefficient", _each(keys, "mean")),
-            self._line("Loss on the reference set", _each(keys, "reference_loss")),
-            self._line("Standard error of the LLC", _each(keys, "stderr")),
-            self._line("LLC from the variance of the loss", _each(keys, "variance_llc")),
-        ]
+        return self.plots(LLC.plots, keys)
 
     def free_energy(self, keys: Sequence[str]) -> list[Any]:
         image = self._image("Loss against LLC on lines of equal free energy", logged.FREE_ENERGY)
-        return [image, *self.plots([FREE_ENERGY], keys)]
+        return [image, *self.plots([FREE_ENERGY, Plot("n, the training samples", ["num_train_samples"])], keys)]
 
     def refinements(self, keys: Sequence[str], names: Sequence[str]) -> list[Any]:
+        def of_each(observables: Sequence[str], *numbers: str) -> list[str]:
+            return [key_of(key, name, number) for key in observables for name in names for number in numbers]
+
         return [
-            self._line("Refined LLC", [key_of(key, name, "mean") for key in keys for name in names]),
+            self._line("Refined LLC", of_each(keys, "mean")),
             self._image("Refined LLCs over the stages", logged.REFINEMENTS),
-            self._line("R-hat of the refinements", [key_of("health", name, "rhat") for name in names]),
+            self._line("R-hat of the refinements", of_each(["health"], "rhat")),
+            self._line("Chains of the refinements that were dropped", of_each(["health"], "failed_chains")),
+            self._line("Uncertainty of the refined LLC: standard error, and spread", of_each(keys, "stderr", "std")),
+            self._line("Refined LLC by the variance of the loss", of_each(keys, "variance_llc")),
+            self._line("Loss of the refinements", of_each(keys, "reference_loss")),
+            self._line("Step size of the refinements' chains", of_each(["health"], "step_size")),
         ]
 
     def stages(self) -> list[Any]:
@@ -203,10 +208,14 @@ class _Panels:
         return images + self.plots(TRAJECTORY.plots, keys)
 
     def compressibility(self, keys: Sequence[str]) -> list[Any]:
-        return self.plots(COMPRESSIBILITY.plots, keys)
+        return [
+            *self.plots(COMPRESSIBILITY.plots, keys),
+            *(self._image("Loss against bits a weight", key_of(key, "quantization")) for key in keys),
+            *(self._image("Loss against the rank", key_of(key, "factorization")) for key in keys),
+        ]
 
     def health(self) -> list[Any]:
-        return self.plots(HEALTH, ["health"]) + self.plots(COST, ["cost"])
+        return self.plots([*HEALTH, *IN_FORCE], ["health"]) + self.plots(COST, ["cost"])
 
     def plots(self, plots: Sequence[Plot], keys: Sequence[str]) -> list[Any]:
         """Line plots of these numbers, the observables' side by side."""

@@ -123,16 +123,23 @@ def test_refinements_and_susceptibilities_have_sections_of_what_is_logged(
     sections = ["LLC", "Refined LLC", "Stages", "Susceptibility", "Trajectory", "Health and cost"]
     assert [section.name for section in workspace.sections] == sections
     shown = {panel.title: panel.y for panel in workspace.sections[1].panels if hasattr(panel, "y")}
-    assert shown == {
-        "Refined LLC": ["slt/llc/first/mean", "slt/llc/last/mean"],
-        "R-hat of the refinements": ["slt/health/first/rhat", "slt/health/last/rhat"],
-    }
-    asked = {key for panel in workspace.sections[3].panels if hasattr(panel, "y") for key in panel.y}
-    assert asked == {f"slt/chi/{name}" for name in ("pc1_share", "uniform_share", "significant")}
+    assert shown["Refined LLC"] == ["slt/llc/first/mean", "slt/llc/last/mean"]
+    assert shown["R-hat of the refinements"] == ["slt/health/first/rhat", "slt/health/last/rhat"]
+    asked = {key for panel in workspace.sections[3].panels if hasattr(panel, "y") for key in panel.y or ()}
+    assert asked == {f"slt/chi/{name}" for name in ("uniform_share", "significant")}
+    means, shares = (panel.metric_regex for panel in workspace.sections[3].panels if getattr(panel, "metric_regex", 0))
+    assert sorted(key for key in items if re.fullmatch(means, key)) == sorted(
+        f"slt/chi/{label}_to_{part}" for label in (0, 1) for part in parts
+    )
+    assert {key for key in items if re.fullmatch(shares, key)} >= {"slt/chi/pc1_share", "slt/chi/pc2_share"}
     moved = {key for panel in workspace.sections[4].panels for key in getattr(panel, "y", None) or []}
     assert moved == {f"slt/path/{name}" for name in ("explained_1", "explained_2", "null_1", "null_2", "speed")}
-    (distances,) = {panel.metric_regex for panel in workspace.sections[4].panels if hasattr(panel, "y")} - {None}
-    assert [key for key in items if re.fullmatch(distances, key)] == ["slt/path/distance/zero"]
+    patterns = {panel.metric_regex for panel in workspace.sections[4].panels if hasattr(panel, "y")} - {None}
+    assert {key for key in items if any(re.fullmatch(pattern, key) for pattern in patterns)} == {
+        "slt/path/distance/zero",
+        "slt/path/explained_3",
+        "slt/path/null_3",
+    }
     assert {key for keys in shown.values() for key in keys} | asked | moved <= items
     made = ["slt/refinements", "slt/figure", "slt/chi/map", "slt/chi/components", "slt/path/map"]
     assert images(workspace) == made
@@ -167,7 +174,7 @@ def test_what_is_read_at_the_weights_has_sections_of_what_is_logged(
     logger = offline_logger(tmp_path, monkeypatch)
     shares = [f"{name}_{number}" for name in ("explained", "null") for number in (1, 2, 3)]
     observables = {
-        "llc": Known("mean", "stderr", "variance_llc", "reference_loss", "free_energy"),
+        "llc": Known("mean", "stderr", "std", "variance_llc", "reference_loss", "free_energy", "num_train_samples"),
         "way": Known(*shares, "speed", "distance/ridge", "distance/zero", pictures=("map",)),
         "coarse": Known("critical_bits", "critical_rank"),
         "behavior": Known("accuracy", "f1_0"),
@@ -186,13 +193,15 @@ def test_what_is_read_at_the_weights_has_sections_of_what_is_logged(
         "Metrics",
         "Health and cost",
     ]
-    assert images(workspace) == ["slt/free_energy", "slt/figure", "slt/way/map"]
+    coarse = ["slt/coarse/quantization", "slt/coarse/factorization"]
+    assert images(workspace) == ["slt/free_energy", "slt/figure", "slt/way/map", *coarse]
     assert "slt/way/map._type" in items
     for title in ("Free energy", "Trajectory", "Compressibility"):
         assert {key for panel in sections[title] if hasattr(panel, "y") for key in panel.y or ()} <= items
     patterns = [line["metricRegex"] for line in lines(workspace) if "metricRegex" in line]
     assert [sorted(key for key in items if re.fullmatch(pattern, key)) for pattern in patterns] == [
         ["slt/way/distance/ridge", "slt/way/distance/zero"],
+        ["slt/way/explained_3", "slt/way/null_3"],
         ["slt/behavior/accuracy", "slt/behavior/f1_0"],
     ]
 

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from slt_callbacks import FileSink, Influence, LossKernel, Measurement, Refinement, write_report
-from slt_callbacks.figures.charts import compact
+from slt_callbacks import FileSink, Influence, LossKernel, Measurement, Refinement, Stage, write_report
+from slt_callbacks.figures.charts import Axis, Curve, chart, compact, scale, step_axis
 from slt_callbacks.observables.media import Media, Picture
 from slt_callbacks.replay.command import main
 from slt_callbacks.sinks.base import Publication
@@ -158,12 +159,17 @@ class TestSections:
         sink.open([], {"detectors": {"slt/other/trace": [], "slt/second/mean": []}})
         for step in range(1, 7):
             x = step / 6
+            taken = x if step % 2 else math.nan  # in turn
             distances = {"explained_1": 0.9, "null_1": 0.6, "distance/ridge": x, "distance/<b>": 1.0}
             results = {
                 "own": {f"number{place}": x for place in range(15)},
                 "behavior": {"accuracy[0]": x},
                 "way": distances,
-                "chi": {"uniform_share": x, "significant": x},
+                "chi": {
+                    "uniform_share": x,
+                    "significant": x,
+                    **{f"{a}_to_{b}": taken for a in ("code", "prose") for b in ("head0", "head1")},
+                },
                 "first": {"mean": x, "reference_loss": 1.0},
                 "second": {"mean": step + 0.5, "stderr": 0.25, "reference_loss": 2.0, "free_energy": 100 * x},
                 "coarse": {"critical_bits": 3 + x},
@@ -209,6 +215,16 @@ class TestSections:
     def test_compressibility_is_told_beside_the_llc(self, folder: Path) -> None:
         told = "Rank correlation with the LLC \u201csecond\u201d over the run: critical bits 1.00"
         assert told in page_of(folder).text, "which of the two is said"
+
+    def test_susceptibilities_have_a_chart_for_each_label_with_the_parts_on_it(self, folder: Path) -> None:
+        page = page_of(folder)
+        for label in ("code", "prose"):
+            assert f"Mean susceptibility to {label}" in page.texts["span"]
+        legends = page.texts["li"]
+        assert legends[legends.index("head0") + 1] == "head1"
+        lines = [str(attributes["d"]) for _, attributes in page.tags if attributes.get("class") == "line"]
+        joined = [line for line in lines if line.count("M") == 1 and line.count("L") == 2]
+        assert len(joined) == 4, "over the three measurements that did not take them"
 
     def test_health_is_told_where_there_is_something_to_tell(self, folder: Path) -> None:
         page = page_of(folder)
@@ -357,6 +373,86 @@ class TestFolders:
         assert "elsewhere" not in page.text, "a boundary behind the last measurement is of another run"
 
 
+class TestStory:
+    """What is told of a run that has not ended, of numbers beside the LLC, and of one without chains."""
+
+    def written(self, folder: Path, results: Any, events: Any = (), stages: str = "") -> Page:
+        sink = Killed(folder)
+        sink.open([], {"detectors": {"slt/llc/mean": [], "slt/trajectory/distance/zero": []}})
+        for step in range(1, 9):
+            publish(sink, Measurement(step, results))
+        (folder / "events.json").write_text(json.dumps(list(events)))
+        if stages:
+            header = ",".join([*(field.name for field in fields(Stage)), "changed_most"])
+            (folder / "stages.csv").write_text(f"{header}\n{stages}\n")
+        write_report(folder)
+        return page_of(folder)
+
+    def test_a_stage_that_is_open_goes_up_to_the_last_measurement(self, tmp_path: Path) -> None:
+        stage = "0,A,provisional,1,5,5,1.371,18.85,17,1,1.0979,0.94235,-1,0,0,,False,True,"
+        page = self.written(tmp_path, {"llc": {"mean": 1.0}}, stages=stage)
+        assert page.texts["h1"] == ["One stage: the LLC rose all the way to step 8."]
+        assert "The LLC rose from 1.4 to 18.9 while the loss fell from 1.098 to 0.942." in page.texts["b"]
+        assert "Shaded: the stages. A: LLC up, loss down." in page.text, "those that there are"
+
+    def test_turns_of_other_watched_numbers_are_told_in_words(self, tmp_path: Path) -> None:
+        told = {"type": "StageEvent", "kind": "announced", "key": "slt/trajectory/distance/zero", "boundary_id": 0}
+        told |= {"step": 3, "detected_at": 5, "previous_step": 2, "previous_type": "B", "stage_type": "plateau"}
+        told |= {"value_before": 0.4678, "value_now": 0.2661, "changed_most": "<b> up 0.16 (z 3.7)"}
+        gone = told | {"boundary_id": 1, "step": 6, "detected_at": 7}
+        moved = {"type": "StageEvent", "kind": "revised", "key": told["key"], "boundary_id": 0, "step": 4}
+        withdrawn = moved | {"kind": "withdrawn", "boundary_id": 1, "detected_at": 8}
+        jump = {"type": "JumpEvent", "key": "slt/own/x", "direction": -1, "delta": -2.5, "onset_step": 6, "step": 7}
+        mine = {"type": "str", "key": "slt/own/x", "event": "it begins", "detected_at": 4}
+        events = [told, gone, moved | {"detected_at": 6}, withdrawn, jump | {"detected_at": 7}, mine]
+        page = self.written(tmp_path, {"llc": {"mean": 1.0}}, events)
+        turns = ["Distance to zero fell until step 4, then held: 0.468 at step 2, 0.266 at step 5."]
+        assert page.texts["b"] == [*turns, "Own x jumped down by 2.5 at step 6."]
+        assert "What changed most there: <b> up 0.16 (z 3.7)." in page.text
+        assert "units of its own noise" in page.text
+
+    def test_many_turns_are_counted(self, tmp_path: Path) -> None:
+        jump = {"type": "JumpEvent", "key": "slt/own/x", "direction": 1, "delta": 2.5, "onset_step": 6, "step": 7}
+        page = self.written(tmp_path, {"llc": {"mean": 1.0}}, [jump] * 9)
+        assert page.texts["b"] == ["Own x jumped up by 2.5 at step 6."] * 6 + ["3 more events in events.json."]
+
+    def test_without_chains_nothing_is_doubted_and_a_cost_of_many_times_is_said_so(self, tmp_path: Path) -> None:
+        cost = {"seconds": 1.0, "sgld_steps": 0, "overhead": 12.678, "skipped": 0}
+        page = self.written(tmp_path, {"behavior": {"accuracy": 0.5}, "cost": cost, "health": {"rhat": math.nan}})
+        assert "These numbers can be trusted." in page.text
+        assert "No chains were needed: all of it was read at the weights themselves." in page.text
+        assert "12.7 times the training time" in page.text
+        assert "half the number of its weights" not in page.text, "no LLC, no word of it"
+
+
+class TestCharts:
+    @pytest.mark.parametrize(
+        ("low", "high", "labels"),
+        [
+            (0, 8e-8, ["0", "2e\u22128", "4e\u22128", "6e\u22128", "8e\u22128"]),
+            (0, 3e9, ["0", "1e9", "2e9", "3e9"]),
+            (-2, 2, ["\u22122", "\u22121", "0", "1", "2"]),
+            (0, 400_000, ["0", "100,000", "200,000", "300,000", "400,000"]),
+        ],
+    )
+    def test_labels_stay_short(self, low: float, high: float, labels: list[str]) -> None:
+        assert [tick.label for tick in Axis(low, high).ticks(4)] == labels
+
+    def test_an_axis_has_labels_to_read_it_by_up_to_its_end(self) -> None:
+        steps = np.array([1.0, 2, 5, 10, 50, 600])
+        drawn = chart("own", [Curve("own", steps, np.linspace(0.99, 1.096, 6))], step_axis(steps))
+        assert drawn is not None
+        assert [tick.label for tick in drawn.below] == ["1", "10", "100", "600"]
+        assert len(drawn.left) >= 3
+        even = chart("own", [Curve("own", steps, steps)], step_axis(np.arange(1.0, 9952, 50)))
+        assert even is not None
+        assert len(even.below) >= 3
+
+    @pytest.mark.parametrize(("value", "wanted"), [(0.0, (0.0, 1.0)), (0.02, (0.01, 0.03)), (-4.0, (-6.0, -2.0))])
+    def test_what_does_not_change_is_a_line_across_the_middle_or_on_the_ground(self, value: float, wanted: Any) -> None:
+        assert scale([Curve("own", np.arange(3.0), np.array([value, math.nan, value]))]) == wanted
+
+
 class TestSize:
     def test_pictures_of_many_steps_are_thinned_evenly_and_the_page_says_so(self, tmp_path: Path) -> None:
         sink = Killed(tmp_path)
@@ -423,5 +519,11 @@ def test_in_a_browser_the_slider_obeys_the_keyboard_and_nothing_is_complained_of
         light = browser.value("getComputedStyle(document.body).backgroundColor")
         browser.prefer("dark")
         assert browser.value("getComputedStyle(document.body).backgroundColor") != light
+        folded = "[...document.querySelectorAll('details')].map((one) => one.open)"
+        assert set(browser.value(folded)) == {False}
+        browser.value("dispatchEvent(new Event('beforeprint'))")
+        assert set(browser.value(folded)) == {True}, "on paper nothing can be opened"
+        browser.value("dispatchEvent(new Event('afterprint'))")
+        assert set(browser.value(folded)) == {False}
         assert browser.problems == []
         assert {address.partition(":")[0] for address in browser.requests} == {"file", "data"}

@@ -29,3 +29,8 @@ if (sliders.length) {
   }
   show(steps.length - 1);
 }
+
+// On paper nothing can be opened.
+const folded = [...document.querySelectorAll("details")];
+window.addEventListener("beforeprint", () => folded.forEach((one) => { one.dataset.open = one.open; one.open = true; }));
+window.addEventListener("afterprint", () => folded.forEach((one) => { one.open = one.dataset.open === "true"; }));
