@@ -24,7 +24,7 @@ from slt_callbacks.measuring.measurement import Measurement
 from slt_callbacks.measuring.naming import in_words
 
 # What is no news of the network: the sampler, the clock, errors of other numbers, settings, what a random walk gives.
-_NOT_OBSERVED = ("health", "cost")
+_NOT_OBSERVED = ("health", "cost", "detection")
 _NOT_NEWS = ("stderr", "std", "num_train_samples")
 _OURS = key_of("")
 _MOST_READ = 2000  # measurements on one side: a run may have many more, and every event asks
@@ -35,8 +35,9 @@ def changes_between(history: Sequence[Measurement], before: Stage, after: Stage)
 
     The numbers are those that are logged of the observables and of the refinements, each taken where it was measured,
     and the metrics of the trainer that were asked for.
-    What does not count: ``health`` and ``cost``, the names ``stderr``, ``std``, ``num_train_samples``, ``null_1`` and
-    so on, names that end with ``_stderr``, a loss at the fork that is another's as well, and what has not changed.
+    What does not count: ``health``, ``cost`` and ``detection``, the names ``stderr``, ``std``, ``num_train_samples``,
+    ``null_1`` and so on, names that end with ``_stderr``, a loss at the fork that is another's as well, and what has
+    not changed.
 
     Args:
         history: Measurements in order, as in ``monitor.history``.

@@ -58,7 +58,7 @@ class TestWhatCounts:
 
     def test_no_settings_no_costs_no_errors_and_no_constants(self) -> None:
         numbers = ("health__rhat", "health__step_size", "cost__seconds", "llc__stderr", "llc__std", "own__slope_stderr")
-        numbers += ("llc__num_train_samples", "trajectory__null_1")
+        numbers += ("llc__num_train_samples", "trajectory__null_1", "detection__phi")
         whole = told(**dict.fromkeys(numbers, STEP), own__constant=[3.0] * 4)
         assert changes_between(whole, stage(0, 0, 10), stage(1, 20, 30)) == []
 
