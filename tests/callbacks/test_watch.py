@@ -315,7 +315,8 @@ class TestWhatIsWatched:
             on_event=[Alert(), lambda trainer, module, event: seen.append(event)],
             sinks=[sink],
         )
-        with pytest.warns(UserWarning, match="Jump of a watched number: slt/kernel/class_contrast up by [45]"):
+        told = r"Jump of a watched number: kernel's contrast of classes \(slt/kernel/class_contrast\) up by [45]"
+        with pytest.warns(UserWarning, match=told):
             fit(found, max_steps=20)
         assert [(event.key, event.onset_step) for event in seen] == [("slt/kernel/class_contrast", JUMP_AT)]
         assert found.events == seen

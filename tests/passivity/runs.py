@@ -133,7 +133,7 @@ class Fires:
 
 def is_alert(told: str) -> bool:
     """Whether a warning is what `Alert` makes of the jumps of `Fires`."""
-    return told.startswith("Jump of a watched number: slt/llc/std")
+    return told.startswith("Jump of a watched number: spread of the LLC over chains (slt/llc/std)")
 
 
 def draw_from_all(*_: Any) -> None:
