@@ -103,7 +103,7 @@ def test_without_a_reference_the_first_batches_are_those_of_rank_0(ddp: Path) ->
 
 def test_an_alert_is_sent_once_the_weights_are_saved_once_and_a_stop_is_everybodys(ddp: Path) -> None:
     found = ranks(ddp, "reacts")
-    assert [sum("slt/llc/std up by 5" in text for text in rank["warned"]) for rank in found] == [1, 0]
+    assert [sum("(slt/llc/std) up by 5" in text for text in rank["warned"]) for rank in found] == [1, 0]
     (file,) = (ddp / "reacts" / "events").iterdir()
     assert (file.name, torch.load(file, weights_only=True)["global_step"]) == ("step=2-jump.ckpt", 2)
     assert [rank["global_step"] for rank in found] == [2, 2]
