@@ -2,6 +2,14 @@
 
 `SLTMonitor` is the callback; `estimate` is one measurement without a Trainer. Every name is imported at its first use,
 from the file that it lives in: the numeric core stays light, and needs neither Lightning nor W&B.
+
+Where to read on, beside the docstrings of what is named below:
+
+* ``help("slt_callbacks.callbacks")``: what training may rely on, and the limits;
+* ``help("slt_callbacks.callbacks.monitor")``: every number, picture and table that is logged;
+* ``help("slt_callbacks.data")`` and ``help("slt_callbacks.losses")``: what may be given as a reference and as a loss;
+* ``help(slt_callbacks.SamplerConfig)``: how to choose the settings, and what they cost;
+* ``help("slt_callbacks.measuring")``: the way of a measurement; ``help("slt_callbacks.measuring.sharding")``: FSDP2.
 """
 
 from importlib import import_module

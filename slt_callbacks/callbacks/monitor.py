@@ -1,45 +1,58 @@
 """The callback: at a trigger, measure the live module and tell what was found.
 
-What is logged, against ``slt/step`` (optimizer steps at the fork), for an observable with the key ``llc``:
+What is logged, against ``slt/step`` (optimizer steps at the fork), for observables with the keys of the first column:
 
-====================================  ==================================================================
-key                                   meaning
-====================================  ==================================================================
-slt/llc/mean, stderr, std             the estimate, its standard error over chains, their spread
-slt/llc/variance_llc, reference_loss  nbeta^2 Var(L); the loss at the fork
-slt/llc/free_energy                   `LLC` with `num_train_samples`: n times that loss + LLC ln n
-slt/health/rhat, ess, drift           do the chains agree, how many draws are they worth, do they move on
-slt/health/failed_chains              chains dropped
-slt/health/stability, noise_bias      share of the longest stable step; what minibatches add to the LLC
-slt/health/step_size, nbeta, ...      the settings in force
-slt/cost/seconds, sgld_steps          what the measurement took
-slt/cost/overhead, skipped, failed    share of training time so far; due measurements left out; failed ones
-slt/stage, slt/jump                   boundaries announced so far; +1 or -1 where the LLC has just jumped
-slt/detection/phi                     calibration of the standard errors as noise of the curve
-slt/stages, slt/events (tables)       the stages and events so far, at every event and at the end
-slt/changes (table)                   how far every number moved where a stage began, by its own noise
-slt/figure (image)                    loss and LLC with stages and jumps, at the same times
-slt/free_energy (image)               with the former: loss against LLC on lines of equal free energy
-slt/kernel/trace, effective_rank      `LossKernel`: summed variance, directions the samples' losses move in
-slt/kernel/alignment, class_contrast  CKA with the last kernel; correlation within classes minus between
-slt/kernel/label_alignment            CKA with the kernel that is 1 within classes
-slt/kernel/map (image)                the kernel, rows in one order over the whole run
-slt/llc/<refinement>/mean, stderr     `Refinement`: the LLC of fewer weights, other data, another loss
-slt/health/<refinement>/rhat, ...     and failed_chains, step_size: whether its chains can be trusted
-slt/trajectory/explained_1, null_1    `TrajectoryPCA`: shares of the components; those of a random walk
-slt/trajectory/speed                  change of the outputs on the probes a training step
-slt/trajectory/distance/<name>        root mean square distance to a reference predictor
-slt/trajectory/map (image)            the path in the plane of the first two, on axes that stay
-slt/influence/shift                   `Influence`: how much it moved
-slt/influence/sign_flips, peaks       pairs that certainly changed sides, or turned
-slt/influence/group/<a>_to_<b>        mean correlation by label; positive helps
-slt/influence/group_flips, ..._peaks  of these means
-slt/influence/map, events             an image; a table of the pairs and groups that moved most
-slt/compressibility/critical_bits     `Compressibility`: bits a weight, for a rise of the loss by `tolerance`
-slt/compressibility/critical_rank     and share of the rank of matrices; images quantization, factorization
-slt/<key>/<metric>                    `Metrics`: torchmetrics at the fork
-slt-matrices-<run> (artifact)         the matrices, at events and at the end
-====================================  ==================================================================
+===================================  ===================================================================================
+key                                  meaning
+===================================  ===================================================================================
+slt/llc/mean, stderr, std            the estimate, its standard error over chains, their spread
+slt/llc/variance_llc                 nbeta^2 Var(L), with the noise of minibatches on top
+slt/llc/reference_loss               the loss at the fork
+slt/llc/free_energy                  `LLC` with `num_train_samples`: n times that loss + LLC ln n, in nats
+slt/llc/<refinement>/mean, stderr    `Refinement`: the LLC of fewer weights, other data, another loss
+slt/health/<refinement>/rhat, ...    and failed_chains, step_size: whether its chains can be trusted
+slt/health/rhat, ess, drift          do the chains agree, how many draws are they worth, are they still moving
+slt/health/failed_chains             chains dropped; num_valid_draws: draws left
+slt/health/stability                 eps k_max / 4, the largest seen where chains were looked at: at 1 they explode; an
+                                     "auto" step is chosen for 0.5 at most, and shortened above 0.75
+slt/health/noise_bias                what the noise of minibatches adds to the LLC, relatively, to a factor of two; an
+                                     "auto" step is chosen for 0.04
+slt/health/step_gap                  LLC of draws with a whole step against those with half of it, relatively: should be
+                                     noise around 0; not taken far below the longest stable step
+slt/health/acceptance                with `acceptance=True`: which share of such SGLD steps a Metropolis test would pass
+slt/health/step_bias                 of `SGLD` and `RMSPropSGLD`: relative bias of the step, eps k_max / 4; sound < 0.05
+slt/health/step_size, nbeta, ...     and localization, num_burnin_steps: the settings in force
+slt/health/num_parameters            weights that the chains move; where it changes the series has a break
+slt/cost/seconds, sgld_steps         what the measurement took
+slt/cost/overhead, skipped, failed   share of training time so far; due measurements left out; failed ones
+slt/stage, slt/jump                  boundaries announced so far; +1 or -1 where the LLC has just jumped
+slt/detection/phi                    how much noisier the curve is than the standard errors say
+slt/stages, slt/events (tables)      the stages and events so far, at every event and at the end
+slt/changes (table)                  every number before and after a boundary, largest first, by its noise and drift (z)
+slt/figure (image)                   loss and LLC with stages and jumps, at the same times
+slt/refinements (image)              the refined LLCs as a map and as curves on one scale, likewise
+slt/free_energy (image)              with a free energy: loss against LLC over the run, on lines of equal free energy
+slt/kernel/trace, effective_rank     `LossKernel`: summed variance, directions the samples' losses move in
+slt/kernel/alignment                 CKA with the last kernel; label_alignment: with the kernel that is 1 within classes
+slt/kernel/class_contrast            correlation within classes minus between
+slt/kernel/map (image)               the kernel, rows in one order and colours on one scale over the whole run
+slt/influence/shift                  `Influence`: how much it moved
+slt/influence/sign_flips, peaks      pairs that certainly changed sides, or turned
+slt/influence/group/<a>_to_<b>       mean correlation by label; positive helps; group_flips, group_peaks: of these means
+slt/influence/map, events            an image; a table of the pairs and groups that moved most
+slt/susceptibility/uniform_share     `Susceptibility`: how much of it all parts have in common
+slt/susceptibility/pc1_share, ...    and pc2_share, pc3_share: of the principal components of the rest
+slt/susceptibility/significant       share of the entries beyond a 5 % test
+slt/susceptibility/<label>_to_<p>    means by label: below 0 the part p works for such data; images map, components
+slt/trajectory/explained_1, null_1   `TrajectoryPCA`: shares of the components; those of a random walk
+slt/trajectory/speed                 change of the outputs on the probes a training step
+slt/trajectory/distance/<name>       root mean square distance to a reference predictor
+slt/trajectory/map (image)           the path in the plane of the first two, steps as colour, on axes that stay
+slt/compressibility/critical_bits    `Compressibility`: bits a weight, for a rise of the loss by `tolerance`
+slt/compressibility/critical_rank    and share of the rank of matrices; images quantization, factorization
+slt/<key>/<metric>                   `Metrics`: torchmetrics at the fork
+slt-matrices-<run> (artifact)        the matrices as one compressed .npz, at events and at the end
+===================================  ===================================================================================
 """
 
 from __future__ import annotations
@@ -81,16 +94,19 @@ class SLTMonitor(pl.Callback):
 
     At every trigger the live weights are forked, short localized SGLD chains run from the fork, and what the
     observables make of their draws goes to the loggers. Training itself is left bit-identical: the live module is read
-    only, and all randomness is private.
+    only, and all randomness is private. ``help("slt_callbacks.callbacks")`` says what that covers and where it ends,
+    and ``help("slt_callbacks.callbacks.monitor")`` what is logged.
 
     Args:
         reference: Samples to measure on: a Dataset, a DataLoader (its dataset), a list of batches, a function that
             returns one of these, or None for the first training batches seen, as far as the first epoch goes. Batches
             that cannot serve cost the measurements, with a warning, and never the run; and a resumed run sees others,
-            so that its chains start afresh. Labels need a data set, and are refused without.
+            so that its chains start afresh. Labels need a data set, and are refused without. More of it, of graphs and
+            of augmented data: ``help("slt_callbacks.data")``.
         loss_fn: ``(module, batch) -> losses``, one a sample ``(B,)`` or one a token ``(B, T)`` (averaged over T); a
             scalar serves the LLC alone. None: the module's ``per_sample_loss(batch)``, else the loss that its
-            ``training_step`` returns.
+            ``training_step`` returns. Of losses that draw random numbers, that compare samples, or that are sums:
+            ``help("slt_callbacks.losses")``.
         observables: What to measure, by the key it is logged under; None for ``{"llc": LLC()}``.
         sampler: What one measurement costs; None for the defaults of `SamplerConfig`.
         num_samples: Size of the reference set, drawn once (seeded); None for 256, or all where there are fewer.
@@ -98,13 +114,14 @@ class SLTMonitor(pl.Callback):
         every_n_epochs: Measure at the end of every so many epochs.
         train_time_interval: Measure after every such time of training.
         schedule: Measure where ``schedule(step)`` is true, as for `log_linear_steps`; step 0 is before training.
-        persistent_chains: Chains go on from one measurement to the next (memory: chains x parameters), which saves most
-            of the burn-in. False starts each measurement at the weights themselves.
-        max_overhead: Most seconds of measuring for a second of training; a due measurement beyond it is skipped and
-            counted. The first one runs, unless a gradient pass before it says that it takes more than a minute: such a
-            one waits until the training that is done, or all of a fit whose length is known, pays for it, and a warning
-            names settings that fit. It is never made shorter by itself, for that would be another curve. None for no
-            limit.
+        persistent_chains: Chains go on from one measurement to the next, which saves most of the burn-in. They take
+            memory of chains times parameters, twice that while the next measurement runs, and add as much to
+            checkpoints. False starts each measurement at the weights themselves.
+        max_overhead: Most seconds of measuring for a second of training so far; a due measurement beyond it is skipped
+            and counted. One that takes longer than the last can exceed it until training has caught up. The first one
+            runs, unless a gradient pass before it says that it takes more than a minute: such a one waits until the
+            training that is done, or all of a fit whose length is known, pays for it, and a warning names settings that
+            fit. It is never made shorter by itself, for that would be another curve. None for no limit.
         detectors: What watches which logged key, one or several, such as ``{"slt/kernel/trace": JumpDetector()}``; a
             `JumpDetector` and a `StageDetector` watch the mean of the first LLC as well, where one of the same class
             takes its place and an empty list switches them off.
@@ -129,6 +146,9 @@ class SLTMonitor(pl.Callback):
             slices of parameters, `behavioral`, nor observables that look at the fork. "auto": gathered, where the copy
             and its chains fit three quarters of the free memory.
 
+    Before the first batch one line says which loss is measured and what it gives, on how many samples in batches of
+    which shape, how many weights move, what a measurement will take, and how many `max_overhead` allows.
+
     A monitor may serve one fit after the other. Where the same trainer goes on, so do the measurements; a fit that
     begins at step 0 and is no resume is a new run, whose history, events, detectors and chains begin empty (a detector
     of your own without `load_state_dict` remembers what it has seen).
@@ -142,7 +162,12 @@ class SLTMonitor(pl.Callback):
     ``slt/llc/mean`` is also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping. It is not there
     before the first measurement that has succeeded, and no number may stand in for it, so let EarlyStopping wait:
     ``EarlyStopping("slt/llc/mean", strict=False)``; by default it ends a run whose metric is missing. A
-    ModelCheckpoint, which would end it as well, is told NaN, to which it prefers any number.
+    ModelCheckpoint, which would end it as well, is told NaN, to which it prefers any number. EarlyStopping counts its
+    own checks, not measurements: let it check no more often than you measure. A measurement that fails leaves the last
+    value standing.
+
+    Observables and detectors are known by their methods, not by a base class, so that LightningCLI cannot build them
+    from YAML: give them in a subclass.
 
     Example:
         >>> import torch

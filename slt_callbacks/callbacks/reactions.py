@@ -37,9 +37,10 @@ _NEAR = 2  # measurements by which the boundary that a jump makes may lie beside
 class Alert:
     """A W&B alert for jumps, new stages and failing samplers; a Python warning where there is no W&B run.
 
-    Titles are constant, so that filters and rules may know them; the key and the numbers are in the text. A run that
-    has sent an alert does not send it again, though training goes on from a checkpoint of before the event. Elsewhere
-    than to W&B, such as to a webhook, goes any function.
+    Titles are constant, so that filters and rules may know them; the key and the numbers are in the text. That of a new
+    stage names the three numbers that changed most there, such as "LLC up 9.1 (z 14); accuracy 0.52 -> 0.93 (z 8.0);
+    head0.1 up 2.2 (z 5.1)". A run that has sent an alert does not send it again, though training goes on from a
+    checkpoint of before the event. Elsewhere than to W&B, such as to a webhook, goes any function.
 
     Example:
         >>> import warnings
@@ -87,10 +88,10 @@ class SaveCheckpoint:
     """Save the weights at a jump or a new stage, and the last ones from before it that a ModelCheckpoint has kept.
 
     ``step=<step>-jump.ckpt``, or ``-stage.ckpt``, is of the measurement that gave the news, or, where that was made
-    beside training, of the step at which it came, for the weights of then are gone;
-    ``before-jump-<name>`` is a copy of the newest file in the folder of a ModelCheckpoint that is of a step before the
-    jump or the boundary; one warning says where there is none. An event of your own detector is news as well:
-    ``-event.ckpt``, and a copy from before that measurement.
+    beside training, of the step at which it came, for the weights of then are gone; ``before-jump-<name>`` is a copy of
+    the newest file in the folder of a ModelCheckpoint, or in its folders where its file name has slashes, that is of a
+    step before the jump or the boundary; one warning says where there is none. An event of your own detector is news as
+    well: ``-event.ckpt``, and a copy from before that measurement.
 
     Args:
         dirpath: Where to; made when it is needed.

@@ -116,6 +116,14 @@ class Trigger:
         >>> trigger = Trigger(every_n_train_steps=5)
         >>> [step for step in (2, 4, 6, 6, 8, 10) if trigger.at_step(step)]
         [6, 10]
+
+        A schedule is any function of the step:
+
+        >>> def early_and_late(step):
+        ...     return step in (1, 10) or (step >= 100 and step % 50 == 0)
+        >>> trigger = Trigger(schedule=early_and_late)
+        >>> [step for step in range(1, 201) if trigger.at_step(step)]
+        [1, 10, 100, 150, 200]
     """
 
     def __init__(

@@ -75,7 +75,8 @@ class JumpEvent:
 class JumpDetector:
     """Online alerts for jumps of a scalar, usually one measurement after the first point of the jump.
 
-    A spike of two measurements or more gives two, up and down; one of a single measurement gives none.
+    A spike of two measurements or more gives two, up and down; one of a single measurement gives none. A count that was
+    constant for long and then changes is told at the second measurement; a change by 1 is not.
 
     Args:
         sensitivity: "sensitive", "default" or "strict": about 0.05, 0.03 and 0.02 false alarms per 100 points on

@@ -28,7 +28,7 @@ class Executor(Protocol):
         >>> class AtTheEnd:
         ...     def open(self, estimator):
         ...         self.estimator, self.kept = estimator, []
-        ...     def submit(self, snapshot):
+        ...     def submit(self, snapshot):  # live weights change as soon as this returns
         ...         self.kept.append(snapshot.captured())
         ...     def poll(self):
         ...         return []

@@ -30,8 +30,9 @@ class ProcessExecutor(Elsewhere):
         device: Where to measure, such as "cuda:1"; None for where the module is.
         max_pending: Forks that wait, each with a copy of the weights, while the worker is busy. What is due beyond is
             skipped and counted where `max_overhead` sets a limit; with ``max_overhead=None`` training waits.
-        num_workers: Processes. One keeps its chains warm. Several take the forks in turn, and each measurement stands
-            alone: chains begin at the weights, and what compares with the measurement before is NaN.
+        num_workers: Processes. One keeps its chains warm, and checkpoints hold them. Several take the forks in turn,
+            and each measurement stands alone: chains begin at the weights, and what compares with the measurement
+            before is NaN.
         end_timeout: Seconds that the end of a fit waits for what is not finished; None for as long as it takes.
 
     A worker that ends is started again, unless it ends twice in a row; the measurement is a failed one, and its chains

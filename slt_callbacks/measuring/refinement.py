@@ -25,7 +25,8 @@ class Refinement:
 
     The chains move the selected weights v alone, the others stay at u*; L' is the loss on the data that are given.
     nbeta and localization are the main posterior's numbers, so that refined LLCs can be compared: it is their order
-    that means something, among parts of a like kind, and not their level.
+    that means something, among parts of a like kind, and not their level. At the start of a fit a table says how many
+    weights each part has, which share some, and what they leave out.
 
     Args:
         parameters: Which trainable weights move: a parameter's name, a module's path, a glob, or a list of these. A

@@ -98,6 +98,8 @@ class Observable(Protocol):
 class ForkObservable(Protocol):
     """What is read at w* itself, without chains: one method. Where all observables are such, no SGLD step is taken.
 
+    The fork is a private copy, which may be moved and is put back: its module, parameters, batches and losses.
+
     It may also have ``check``, ``state_dict``, ``load_state_dict``, ``images`` and ``matrices`` of an `Observable`, and
     ``rehearse(fork)``, called before training with a `ForkView`, to refuse what cannot be read there; and ``needs``, a
     `Needs` with samples of its own.
@@ -111,8 +113,8 @@ class ForkObservable(Protocol):
         ...         for layer in fork.module.modules():
         ...             if isinstance(layer, torch.nn.ReLU):
         ...                 layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output.flatten(1)))
-        ...         for batch in fork.batches():
-        ...             fork.module(batch)
+        ...         for inputs, targets in fork.batches():
+        ...             fork.module(inputs)
         ...         return {"share": float((torch.cat(outputs) == 0).all(0).float().mean())}
         >>> isinstance(DeadUnits(), ForkObservable)
         True

@@ -32,6 +32,8 @@ def response_pictures(
         labels: Class numbers of the samples, ``(N,)``; None without classes.
         means: Over each class, ``(A, K)``; None without classes.
 
+    In a map blue is where a part works for the data, red where against it.
+
     Returns:
         ``map``: labels by parts, or without labels samples by parts, these sorted by their first component;
         ``components``: the samples on the first two principal components, where there are two columns. Nothing where no

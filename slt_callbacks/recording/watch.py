@@ -38,6 +38,22 @@ class Detector(Protocol):
 
     With `state_dict` and `load_state_dict`, in builtins, it goes on after a resume. Its events survive a checkpoint as
     they are if they are builtins; a dataclass comes back as the dict of its fields, anything else as its `repr`.
+
+    Example:
+        An event where a number first passes a bound, for ``detectors={"slt/health/rhat": Above(1.2)}``:
+
+        >>> class Above:
+        ...     def __init__(self, bound):
+        ...         self.bound, self.told = bound, False
+        ...     def update(self, step, value):
+        ...         if value > self.bound and not self.told:
+        ...             self.told = True
+        ...             return {"step": step, "value": value}
+        >>> watch = Watch({"slt/health/rhat": Above(1.2)})
+        >>> for step, rhat in ((10, 1.0), (20, 1.3), (30, 1.4)):
+        ...     _ = watch.update(Measurement(step, {"llc": {"mean": 1.0}, "health": {"rhat": rhat}}))
+        >>> [found.event for found in watch.found]
+        [{'step': 20, 'value': 1.3}]
     """
 
     @property

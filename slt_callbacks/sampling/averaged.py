@@ -27,6 +27,10 @@ class LeimkuhlerMatthews(Dynamics):
     order in the step, and where the loss is stiffer at the chains' positions than at w* it is not small: "auto" looks
     there, and ``slt/health/stability`` tells the largest :math:`\epsilon k_{max} / 4` it has seen.
 
+    "auto" is half the longest stable step, some 25 times SGLD's at a bias of 2 %. It is judged where the chains stand
+    after their burn-in, for many losses are stiffer there than at the weights, and is shorter where the noise of
+    minibatches would add more than 5 % to the LLC. Another step is no break in the series.
+
     Noise of minibatches, of variance V along a direction, adds :math:`\epsilon V / (4 (1 - \epsilon k / 4))` of the
     variance, as it does to SGLD's; ``slt/health/noise_bias`` estimates what this adds to the LLC.
 

@@ -21,6 +21,30 @@ MOST_BURN_IN = 88
 class SamplerConfig:
     """Settings of the chains. They stay fixed over a run, or the LLC curve has no meaning.
 
+    **nbeta** is how sharply losses count. Larger values look at a smaller neighbourhood and cost more steps.
+
+    **localization** ties the chains to the weights. A chain forgets in about ``2 / (step_size * localization)`` steps,
+    and burn-in should be a few of these. If the LLC is far below zero, the weights are not in a valley at this scale:
+    early in training that is the truth, later a larger localization looks closer.
+
+    **The step** is best left at "auto", which `LeimkuhlerMatthews`, the default, may change from one measurement to the
+    next, and the other dynamics hold as long as it suits (see there). A step that you chose yourself is never changed:
+    watch ``slt/health/stability``. With one label a sample it is the noise of minibatches that limits a step, in
+    proportion to the batch: steps, batches and their number can be traded for each other, and none is cheaper. With one
+    loss a token, small minibatches (``batch_size=4``) tell the most.
+
+    **Is it enough?** ``slt/health/rhat`` above 1.1 means that the chains have not agreed: more burn-in, more draws, or
+    a larger localization. In early training, or at a curvature a hundred times the localization, chains of this length
+    have not converged, whatever the sampler: R-hat says so. `calibrate` sweeps step size, `nbeta` and `localization` on
+    one checkpoint.
+
+    **What it costs.** With C chains of B burn-in steps and T draws a first measurement takes C (B + T) gradient steps,
+    and a later one about C (B / 5 + T): chains keep their displacement from the weights, and only have to follow what
+    has changed since. Burn-in goes on while a drift test says that they still move. With the defaults that is at most
+    952 steps, and about 670 afterwards, whatever the model. What limits an "auto" step is looked for at the weights and
+    along a chain that is sent ahead the first time, and at one chain in turn afterwards, in a few passes over four
+    minibatches.
+
     Args:
         dynamics: How a chain moves: `LeimkuhlerMatthews`, `SGLD`, `RMSPropSGLD`, `SGHMC`, `SGNHT` or your own
             `Dynamics`.

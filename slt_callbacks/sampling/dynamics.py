@@ -30,6 +30,27 @@ class Dynamics(Protocol):
         ...         position.sub_(posterior.gradient(gradient, position, anchor), alpha=self.step_size)
         >>> isinstance(Drift(0.1), Dynamics)
         True
+
+        What changes from step to step, such as a velocity, lives in the state:
+
+        >>> @dataclass(frozen=True)
+        ... class Underdamped:
+        ...     step_size: float
+        ...     friction: float = 0.1
+        ...     def init(self, position):
+        ...         return {"velocity": torch.zeros_like(position)}
+        ...     def step(self, position, gradient, noise, anchor, posterior, state, sgld_step):
+        ...         velocity = state["velocity"].mul_(1 - self.friction)
+        ...         velocity.sub_(posterior.gradient(gradient, position, anchor), alpha=self.step_size)
+        ...         velocity.add_(noise, alpha=(2 * self.friction * self.step_size) ** 0.5)
+        ...         position.add_(velocity)
+        >>> weights, flat = torch.tensor([1.0]), LocalPosterior(nbeta=1.0, localization=0.0)
+        >>> dynamics, state = Underdamped(0.5), {"velocity": torch.zeros(1)}
+        >>> for gradient in (2.0, 0.0):  # a push, and then it coasts
+        ...     dynamics.step(weights, torch.tensor([gradient]), torch.zeros(1), torch.zeros(1), flat, state, 0)
+        ...     print(round(weights.item(), 6))
+        0.0
+        -0.9
     """
 
     @property

@@ -31,7 +31,9 @@ class SGLD(Dynamics):  # by name: LightningCLI forgets the class of what is a da
 
     Args:
         step_size: :math:`\epsilon`, in squared units of the weights. "auto": the largest step whose stationary bias
-            stays under 2 % in the stiffest direction, found at the first measurement and held.
+            stays under 2 % in the stiffest direction, found at the first measurement and held. Where the bias passes
+            5 % the step is halved, and where the step could be eight times as long it grows: that is logged as an
+            event, and the detectors start afresh rather than call it a jump.
 
     Raises:
         ValueError: If `step_size` is neither "auto" nor a finite number >= 0.
@@ -110,7 +112,7 @@ class RMSPropSGLD(Dynamics):
     in every step and a chain that mixes slower than V forgets (1 / (1 - decay) steps), the chain samples p / G and the
     LLC comes out too large, of a quadratic up to twice as large. Measured where 200 is right, on 200 weights of
     curvature 1 and 200 of 1e4 with `nbeta` 1 and no localization: 272 at a step of 4e-3, 288 at 1e-3. Minibatch noise
-    keeps G still.
+    keeps G still: use it with minibatches.
 
     Args:
         step_size: :math:`\epsilon`, in squared units of the weights over G. "auto": as in `SGLD`, for the largest

@@ -24,7 +24,9 @@ class SGHMC(Dynamics):
     Along a direction of curvature k the stationary variance is :math:`1 / (k (1 - \epsilon k / (2 (2 - friction))))`,
     and the longest stable step is :math:`2 (2 - friction) / k`. With friction 1 it is SGLD with twice the step. With
     less, flat directions forget sooner: at the same bias of 2 % and friction 0.1 in 19 steps where the curvature is a
-    twentieth of the largest, which takes SGLD 500.
+    twentieth of the largest, which takes SGLD 500. On deep linear networks (``python -m tests.benchmarks samplers``) it
+    is, as `SGNHT`, within 10 % of the known learning coefficient over a sixteenfold range of steps, where dynamics
+    without velocities are over a twofold one.
 
     Noise of minibatches, of variance V along a direction and with no memory of its own, adds
     :math:`\epsilon V / (2\, friction)` of the variance: the velocity adds up the noise of 1 / friction steps.

@@ -61,7 +61,8 @@ class Publication:
 class Sink(Protocol):
     """Takes publications somewhere; only rank 0 has one open. A sink that raises is reported, and training goes on.
 
-    A sink that also has ``finish(report)`` is given the whole story, a `Report`, when training has ended.
+    A `Publication` has the scalars, pictures, matrices, tables, events and stages of one measurement. A sink that also
+    has ``finish(report)`` is given the whole story, a `Report`, when training has ended.
 
     Example:
         >>> class Printer:

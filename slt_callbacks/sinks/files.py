@@ -46,7 +46,8 @@ class FileSink:
     ``stages.png``, with refinements ``refinements.png``, and with a free energy ``free_energy.png``.
 
     Args:
-        dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger.
+        dirpath: Where; None for ``slt`` beside Lightning's ``checkpoints`` in the folder of the first logger. A monitor
+            without a logger writes to ``slt`` under `default_root_dir`: then give every run a folder of its own.
 
     Example:
         >>> import tempfile

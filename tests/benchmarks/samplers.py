@@ -4,6 +4,12 @@ Each takes the same shares of its longest stable step along the stiffest directi
 gradient steps from there: from the minimal-rank parameter, where the learning coefficient is Aoyagi's. With a step that
 is too short the chains do not get far enough along the flat directions, with one that is too long its bias shows; in
 between the two cancel for a dynamics with such a bias, which flatters it.
+
+Measured on two cores of an AMD EPYC, CPU only, torch 2.13 (a machine shared with other work):
+
+* deep linear networks of six shapes, 400 + 600 steps, median error of the learning coefficient at the best step: SGLD,
+  RMSPropSGLD, averaged, SGHMC, SGNHT = 5.1, 4.8, 6.4, 2.9, 3.0 %.
+* the same: pairs in the right order; range of steps within 10 % = 93, 93, 100, 100, 100 %; 2, 2, 2, 16, 16 x.
 """
 
 from __future__ import annotations

@@ -1,4 +1,19 @@
-"""The matrix: every way of training, measuring and failing that is promised to leave training as it is."""
+"""The matrix: every way of training, measuring and failing that is promised to leave training as it is.
+
+LLC, kernel, influence, detection and an alert are on in every case.
+
+* Data: shuffled or not, with and without workers, the reference as dataset, shuffled DataLoader, list, function or
+  none.
+* Models: BatchNorm and Dropout, buffers that `forward` changes, tied, frozen and low-rank weights, a teacher that
+  follows, parametrizations, weight_norm, a compiled submodule.
+* Training: accumulation, gradient clipping, schedules, two optimizers by hand, weight averaging beside it, bf16-mixed,
+  bf16-true, 64-true (16-mixed on a GPU), validation and sanity checks, `overfit_batches`, `limit_train_batches`,
+  `fast_dev_run`, `barebones`, a search for learning rate or batch size before, `WandbLogger.watch`, LightningCLI from
+  YAML.
+* Measuring: before training, at steps, at epoch ends; warm and cold chains, every engine; a loss function that raises,
+  returns NaN, changes its input or draws random numbers; a chain that diverges; Ctrl-C in the middle of a measurement;
+  plug-ins that draw random numbers.
+"""
 
 from __future__ import annotations
 
