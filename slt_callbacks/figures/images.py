@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ _LEVELS = 255  # odd, so that 0 has a colour of its own: white
 _MISSING = (160, 160, 160)  # the last of the 256 colours, for NaN
 # Smaller matrices are enlarged by a whole number, or a browser would blur them into one another.
 _SMALLEST_SIDE = 256
+_NARROWEST = 4  # a strip of a few columns beside hundreds of rows is widened to this part of its length
 
 
 def correlation_map(matrix: torch.Tensor, order: torch.Tensor | None = None, limit: float = 1.0) -> Image.Image:
@@ -28,7 +30,8 @@ def correlation_map(matrix: torch.Tensor, order: torch.Tensor | None = None, lim
         limit: The value of the darkest red, in the matrix's unit; the darkest blue is minus that.
 
     Returns:
-        A palette image ("P"), one pixel an entry, or a square of pixels where that would be smaller than 256.
+        A palette image ("P"), one pixel an entry, or a square of pixels where that would be smaller than 256. Entries
+        of a strip are longer in its short direction, which is a quarter of the long one or more.
 
     Raises:
         ValueError: If `matrix` is not two-dimensional or `limit` not positive.
@@ -51,8 +54,9 @@ def correlation_map(matrix: torch.Tensor, order: torch.Tensor | None = None, lim
     level = np.rint(np.clip(np.nan_to_num(values) / limit, -1, 1) * half + half).astype(np.uint8)
     level[np.isnan(values)] = _LEVELS
     enlarged = -(-_SMALLEST_SIDE // max(level.shape))
-    if enlarged > 1:
-        level = level.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    least = enlarged * max(level.shape) / _NARROWEST
+    for axis, length in enumerate(level.shape):
+        level = level.repeat(max(enlarged, math.ceil(least / length)), axis=axis)
     image = Image.fromarray(level)  # greyscale; with a palette it becomes "P"
     image.putpalette(_PALETTE)
     return image

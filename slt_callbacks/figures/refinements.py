@@ -60,7 +60,8 @@ def refinement_figure(
     than 24 refinements, those that vary most have a panel.
 
     Refinements that move all the weights, and so differ in data or loss, are drawn below the parts of the network, on
-    scales of their own: the LLC of a part and that of other data are no quantities to be compared.
+    scales of their own: the LLC of a part and that of other data are no quantities to be compared. Of one refinement
+    alone there is no map, which would be its curve once more.
 
     Args:
         history: Measurements in order, as in ``monitor.history``.
@@ -93,11 +94,11 @@ def refinement_figure(
         )
     groups = refined_groups(curves)
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-    heights = [_height(group) + _panels_height(group) for group in groups]
+    heights = [_whole_height(group) for group in groups]
     figure = empty_figure("refinement_figure", _WIDTH, sum(heights) + 0.6)
     parts = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, group in zip(parts, groups, strict=True):
-        _draw_group(part, group, steps, stages, log_steps)
+        (_draw_group if len(group.curves) > 1 else _draw_alone)(part, group, steps, stages, log_steps)
     if title is not None:
         figure.suptitle(title, size=13)
     _legend(figure)
@@ -133,6 +134,11 @@ def _panels_height(group: RefinedGroup) -> float:
     return _PANEL * -(-shown // _columns(shown)) + 0.9
 
 
+def _whole_height(group: RefinedGroup) -> float:
+    """Of map and curves, in inches; one refinement has a curve alone, as high as a map."""
+    return _height(group) + (_panels_height(group) if len(group.curves) > 1 else 0.0)
+
+
 def _columns(shown: int) -> int:
     return next(number for number in range(1, _MOST_COLUMNS + 1) if number**2 >= shown or number == _MOST_COLUMNS)
 
@@ -159,6 +165,23 @@ def _draw_group(
     cut = "" if len(shown) == len(group.curves) else f" (the {len(shown)} of {len(group.curves)} that vary most)"
     below.suptitle(f"the same as curves, on one scale{cut}", size=11)
     below.supxlabel("training step", size=10)
+
+
+def _draw_alone(
+    part: SubFigure, group: RefinedGroup, steps: Array, stages: Sequence[Stage], log_steps: bool | None
+) -> None:
+    """The curve of the only refinement of a group, as wide as the figure."""
+    (curve,), (low, high) = group.curves, group.limits
+    axes = part.subplots()
+    set_steps(axes, steps, log_steps)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))  # the lowest and highest point are to be whole
+    _draw_panel(axes, curve, stages, 18)
+    axes.set_title("", loc="left")  # it is in the label
+    axes.set(xlabel="training step", ylabel=f"LLC of {short(curve.name)}")
+    axes.tick_params(labelsize=10)
+    name_stages(axes, stages)
+    moved = "" if math.isnan(curve.num_parameters) else f" ({curve.num_parameters:,.0f} weights)"
+    part.suptitle(f"{group.title}{moved}", size=11)
 
 
 def _draw_map(axes: Axes, group: RefinedGroup, steps: Array) -> None:

@@ -15,7 +15,7 @@ from slt_callbacks.detection.jumps import JumpEvent
 from slt_callbacks.detection.records import Stage
 from slt_callbacks.figures.canvas import empty_figure
 from slt_callbacks.figures.report import Report
-from slt_callbacks.figures.steps import disagree, draw_llc, name_stages, set_steps, shade_stages
+from slt_callbacks.figures.steps import disagree, draw_llc, keep_in_sight, name_stages, set_steps, shade_stages
 from slt_callbacks.measuring.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def stage_figure(
 ) -> Figure:
     """Draw a run: the loss above, the LLC with its error band below, with stages and jumps.
 
-    Stages are shaded by type from their first point to that of the next one; a bar at the foot of a boundary shows
-    where it was announced. Points whose chains disagree (R-hat above 1.2) are hollow, failed measurements are gaps.
+    Stages are shaded by type from their first point to that of the next one, unless a plateau is all there is; a bar at
+    the foot shows where a boundary was announced. Failed measurements are gaps. Points whose chains disagree (R-hat
+    above 1.2) are hollow; where they lie so far away that the rest would be a flat line, they are marks at the edge.
 
     Args:
         history: Measurements in order, as in ``monitor.history``.
@@ -85,15 +86,15 @@ def stage_figure(
     set_steps(rows[-1], steps, log_steps)
     for axes, (label, curves) in zip(rows, extra.items(), strict=False):
         _draw_curves(axes, label, curves)
-    loss = [measurement[key].get("reference_loss", math.nan) for measurement in shown]
+    loss, mean, stderr = (
+        np.array([measurement[key].get(name, math.nan) for measurement in shown], dtype=float)
+        for name in ("reference_loss", "mean", "stderr")
+    )
     rows[-2].plot(steps, loss, color=_LOSS, marker="o", markersize=3)
     rows[-2].set_ylabel("loss")
-    mean, stderr = (
-        np.array([measurement[key].get(name, math.nan) for measurement in shown], dtype=float)
-        for name in ("mean", "stderr")
-    )
-    hollow = [disagree(measurement.results.get("health", {}).get("rhat", math.nan)) for measurement in shown]
-    draw_llc(rows[-1], steps, mean, stderr, hollow)
+    rhat = [measurement.results.get("health", {}).get("rhat", math.nan) for measurement in shown]
+    draw_llc(rows[-1], steps, mean, stderr, [disagree(value) for value in rhat])
+    keep_in_sight(rows[-1], steps, mean, stderr, rhat)
     rows[-1].set_ylabel("local learning coefficient")
     _draw_jumps(rows[-1], [event for event in events if _is_jump(event, key)], shown, key)
     for axes in rows:
@@ -139,7 +140,8 @@ def _is_jump(event: Any, key: str) -> bool:
 
 def _draw_jumps(axes: Axes, jumps: Sequence[JumpEvent], shown: Sequence[Measurement], key: str) -> None:
     """A triangle at the first point of each jump, on the side that the LLC came from."""
-    at = {measurement.step: measurement[key]["mean"] for measurement in shown}
+    low, high = axes.get_ylim()
+    at = {measurement.step: min(max(measurement[key]["mean"], low), high) for measurement in shown}
     for direction, marker, label in ((1, "^", "jump up"), (-1, "v", "jump down")):
         found = [jump for jump in jumps if jump.direction == direction and jump.onset_step in at]
         for number, jump in enumerate(found):
@@ -181,4 +183,4 @@ def _finish(figure: Figure, rows: Sequence[Axes], title: str | None) -> None:
     if title is not None:
         figure.suptitle(title, size=13)
     handles, labels = rows[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)

@@ -23,10 +23,12 @@ _STAGES = {
     "B": ("#56B4E9", "B: LLC down, loss down"),
     "C": ("#CC79A7", "C: LLC up, loss not down"),
     "D": ("#009E73", "D: LLC down, loss not down"),
-    "plateau": ("0.55", "plateau: LLC steady"),
+    "plateau": ("0.55", "plateau: no clear trend of the LLC"),
 }
+_FOOT = 0.13  # height of marks for what lies below the picture: above the bars of what was announced
 _LOG_GROWTH = 8.0  # of the gaps between measurements, first quarter to last; on a linear schedule they are equal
 _ROOM = 0.11  # width of a stage, as a share of an axis as wide as a page, that has room for the word "plateau"
+_ROOM_FOR_ALL = 2.6  # times as wide, and there is room for what a letter means
 
 
 def disagree(rhat: float) -> bool:
@@ -75,6 +77,16 @@ def stage_spans(stages: Sequence[Stage]) -> list[tuple[float, float, str, str]]:
     ]
 
 
+def worth_showing(stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The stages, or none where a plateau is all there is: a run too short or too noisy to be divided is one as well.
+
+    Example:
+        >>> worth_showing([])
+        []
+    """
+    return [] if len(stages) == 1 and stages[0].type == "plateau" else stages
+
+
 def shade_stages(axes: Axes, stages: Sequence[Stage], *, labelled: bool = False) -> None:
     """Shade every stage by its type, with a line at each boundary.
 
@@ -84,7 +96,7 @@ def shade_stages(axes: Axes, stages: Sequence[Stage], *, labelled: bool = False)
         labelled: Whether the legend is to name the types, each once.
     """
     named: set[str] = set()
-    for number, (start, end, colour, label) in enumerate(stage_spans(stages)):
+    for number, (start, end, colour, label) in enumerate(stage_spans(worth_showing(stages))):
         first = labelled and label not in named
         axes.axvspan(start, end, color=colour, alpha=0.2, linewidth=0, label=label if first else None)
         if number:
@@ -93,7 +105,7 @@ def shade_stages(axes: Axes, stages: Sequence[Stage], *, labelled: bool = False)
 
 
 def name_stages(axes: Axes, stages: Sequence[Stage], at: float = 1.02, room: float = _ROOM) -> None:
-    """Write the type of each stage above the axes, where there is room for it.
+    """Write the type of each stage above the axes, where there is room for it; and what its letter means, likewise.
 
     Args:
         axes: Over training steps, the limits already set.
@@ -101,11 +113,13 @@ def name_stages(axes: Axes, stages: Sequence[Stage], at: float = 1.02, room: flo
         at: Height of the foot of the letters, as a share of that of the axes.
         room: Share of their width that the word "plateau" takes.
     """
-    for stage, (start, end, *_) in zip(stages, stage_spans(stages), strict=True):
+    shown = worth_showing(stages)
+    for stage, (start, end, _, label) in zip(shown, stage_spans(shown), strict=True):
         places = (axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (start, end))
         left, right = (min(max(place, 0.0), 1.0) for place in places)  # measurements may begin later
         if right - left > room or (len(stage.type) == 1 and right > left):
-            axes.text((left + right) / 2, at, stage.type, transform=axes.transAxes, ha="center", weight="bold")
+            text = label if len(stage.type) == 1 and right - left > _ROOM_FOR_ALL * room else stage.type
+            axes.text((left + right) / 2, at, text, transform=axes.transAxes, ha="center", weight="bold")
 
 
 def draw_llc(
@@ -133,6 +147,37 @@ def draw_llc(
         at = np.array(hollow, dtype=bool) == wanted
         if at.any():
             axes.scatter(steps[at], mean[at], s=size, c=fill, edgecolors=_LLC, zorder=3, label=label)
+
+
+def keep_in_sight(axes: Axes, steps: Array, mean: Array, stderr: Array, rhat: Sequence[float]) -> None:
+    """Limit the scale to `common_limits` where they leave points out, and mark those at the edge that they left by.
+
+    Args:
+        axes: With the LLC drawn.
+        steps: Of the measurements, ``(T,)``.
+        mean: The LLC, ``(T,)``.
+        stderr: Its standard error, ``(T,)``; NaN for none.
+        rhat: R-hat of the chains, ``(T,)``; NaN where it is unknown.
+    """
+    low, high = common_limits(mean, stderr, np.array(rhat, dtype=float))
+    below, above = mean < low, mean > high
+    if not (below | above).any():
+        return
+    margin = 0.05 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    for beyond, place, marker in ((below, _FOOT, "v"), (above, 1 - _FOOT, "^")):
+        if beyond.any():
+            axes.plot(
+                steps[beyond],
+                [place] * int(beyond.sum()),
+                transform=axes.get_xaxis_transform(),
+                linestyle="none",
+                marker=marker,
+                markersize=5,
+                color=_LLC,
+                markerfacecolor="white",
+                label=f"far {'below' if marker == 'v' else 'above'} the picture, chains disagree",
+            )
 
 
 def log_spaced(steps: Array) -> bool:

@@ -208,7 +208,7 @@ class TrajectoryPCA:
             f"outputs on {len(self._probed.samples)} probes, steps {int(steps[0])} to {int(steps[-1])}, in the plane "
             f"of their first two principal components: {_shares(result)}"
         )
-        labels = ("first axis of the plane, turned to stay where it was", "second axis")
+        labels = ("first axis (turned to match the picture before)", "second axis")
         box = (left, right, bottom, top)
         return {"map": Track(places[:size], caption, labels, steps=steps, marks=marks, box=box)}
 

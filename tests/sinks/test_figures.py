@@ -90,8 +90,10 @@ def test_stages_are_shaded_in_every_panel_up_to_the_next_one_and_labelled() -> N
     for axes in figure.axes:
         assert [span[:2] for span in spans(axes)] == [(1, 32), (32, 316), (316, 1000)]
         assert len({colour for *_, colour in spans(axes)}) == 3
-    assert [text.get_text() for text in figure.axes[0].texts] == ["A", "plateau", "B"]
-    assert {"A: LLC up, loss down", "B: LLC down, loss down", "plateau: LLC steady"} <= labelled(figure.axes[-1]).keys()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["A: LLC up, loss down", "plateau", "B"], "by the room"
+    assert {"A: LLC up, loss down", "B: LLC down, loss down", "plateau: no clear trend of the LLC"} <= labelled(
+        figure.axes[-1]
+    ).keys()
     assert labelled(figure.axes[-1])["boundary announced"].get_xdata().tolist() == [316, 1000]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(labelled(figure.axes[-1]))
@@ -103,6 +105,29 @@ def test_a_type_that_comes_twice_has_one_colour_and_one_line_in_the_legend() -> 
     assert first == third != second
     labels = labelled(axes)
     assert [label[0] for label in labels if label[1] == ":"] == ["C", "D"]
+
+
+def test_a_plateau_that_is_all_there_is_is_no_finding() -> None:
+    alone = stage_figure(measured(), [stage(0, "plateau", 1, 1000)])
+    assert not any(spans(axes) for axes in alone.axes)
+    assert not alone.axes[0].texts
+    assert spans(stage_figure(measured(), [stage(0, "A", 1, 1000)]).axes[0])
+
+
+def test_what_would_flatten_the_rest_is_marked_at_the_edge_if_its_chains_disagree() -> None:
+    rhat = [1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0]
+    history = measured(rhat=rhat)
+    history[2].results["llc"]["mean"] = -500.0
+    fell = replace(DOWN, onset_step=10)
+    axes = stage_figure(history, (), [fell]).axes[-1]
+    low, high = axes.get_ylim()
+    assert -10 < low < 2
+    assert 8 < high < 15
+    assert labelled(axes)["far below the picture, chains disagree"].get_xdata().tolist() == [10]
+    assert low <= labelled(axes)["jump down"].get_ydata()[0] <= high, "not lost"
+    history[2].results["health"]["rhat"] = 1.0
+    assert stage_figure(history).axes[-1].get_ylim()[0] < -500
+    assert "far below the picture, chains disagree" not in labelled(stage_figure(measured()).axes[-1])
 
 
 def test_jumps_are_marked_at_their_first_point_and_other_events_are_not() -> None:
@@ -167,7 +192,7 @@ def test_further_panels_stand_above_with_their_curves_and_a_title() -> None:
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss", "local learning coefficient"]
     assert list(labelled(figure.axes[0])) == ["train", "test"]
     assert figure.get_suptitle() == "Grokking"
-    assert [text.get_text() for text in figure.axes[0].texts] == ["A", "plateau", "B"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["A: LLC up, loss down", "plateau", "B"], "by the room"
 
 
 def test_failed_measurements_and_unknown_numbers_leave_a_gap(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class TestCorrelationMap:
     def test_small_matrices_are_enlarged_evenly_and_large_ones_are_pixel_by_pixel(self) -> None:
         assert correlation_map(torch.eye(100)).size == (300, 300)
         assert correlation_map(torch.eye(256)).size == (256, 256)
-        assert correlation_map(torch.zeros(300, 20)).size == (20, 300)
+        assert correlation_map(torch.zeros(300, 20)).size == (80, 300)
 
     def test_the_limit_is_the_darkest_value(self) -> None:
         assert colour(correlation_map(torch.full((2, 2), 3.0), limit=3.0), 0, 0) == (103, 0, 31)

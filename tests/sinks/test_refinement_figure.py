@@ -89,7 +89,7 @@ class TestMap:
         drawn = mesh(panel(refinement_figure(history(TWO)), "map"))
         assert drawn.get_clim() == (0.5, 6.5), "with the bands"
         assert drawn.get_cmap().name == "viridis"
-        noise = {"h0": [-0.4, 0.0, 0.1, 4.0, 4.0, 4.0, 4.0]}  # by less than two standard errors
+        noise = {name: [-0.4, 0.0, 0.1, 4.0, 4.0, 4.0, 4.0] for name in TWO}  # by less than two standard errors
         assert mesh(panel(refinement_figure(history(noise)), "map")).get_clim() == (0.0, 4.5)
 
     def test_a_symmetric_one_where_one_is(self) -> None:
@@ -145,7 +145,7 @@ class TestPanels:
         texts = [text.get_text() for text in legend.get_texts()]
         assert texts == [
             "A: LLC up, loss down",
-            "plateau: LLC steady",
+            "plateau: no clear trend of the LLC",
             "B: LLC down, loss down",
             "± 2 standard errors",
             "LLC",
@@ -164,7 +164,7 @@ class TestPanels:
         np.testing.assert_array_equal(line, [(1, 1), (10, 2), (100, math.nan), (1000, 5)])
 
     def test_a_value_gone_astray_leaves_the_picture_only_if_its_chains_disagree(self) -> None:
-        astray = {"h0": [1.0, 2.0, 1.0, 900.0, 1.0, 2.0, 1.0]}
+        astray = {name: [1.0, 2.0, 1.0, 900.0, 1.0, 2.0, 1.0] for name in TWO}
         (low, high) = panel(
             refinement_figure(history(astray, rhat=[1.0, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0])), "h0"
         ).get_ylim()
@@ -193,16 +193,27 @@ def all_texts(figure: Figure) -> str:
 
 
 THREE: Curves = {**TWO, "code": [40.0 + mean for mean in RISE]}
+FOUR: Curves = {**THREE, "prose": [41.0] * 7}
 
 
 class TestGroups:
     def test_those_that_move_all_weights_are_drawn_apart_on_scales_of_their_own(self) -> None:
-        figure = refinement_figure(history(THREE, weights={"h0": 64, "h1": 64, "code": 1000}))
+        figure = refinement_figure(history(FOUR, weights={"h0": 64, "h1": 64, "code": 1000, "prose": 1000}))
         parts, others = axes_of(figure, "map")
         np.testing.assert_array_equal(values(parts), [RISE, FALL])
-        np.testing.assert_array_equal(values(others), [[40.0 + mean for mean in RISE]])
+        np.testing.assert_array_equal(values(others), [FOUR["code"], FOUR["prose"]])
         assert (mesh(parts).get_clim(), mesh(others).get_clim()) == ((0.5, 6.5), (40.5, 45.5))
         assert (panel(figure, "h1").get_ylim(), panel(figure, "code").get_ylim()) == ((0.5, 6.5), (40.5, 45.5))
+
+    def test_one_alone_is_a_curve_and_no_map_of_it(self) -> None:
+        figure = refinement_figure(history(THREE, weights={"h0": 64, "h1": 64, "code": 1000}))
+        assert len(axes_of(figure, "map")) == 1, "of the parts"
+        axes = panel(figure, "code")
+        assert (axes.get_title(loc="left"), axes.get_ylabel()) == ("", "LLC of code")
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), THREE["code"])
+        low, high = axes.get_ylim()
+        assert low < 40.5 < 45.5 < high, "the ends are whole"
+        assert "1,000 weights" in figure.subfigs[1].get_suptitle()
 
     def test_where_it_is_unknown_they_stand_together(self) -> None:
         figure = refinement_figure(history(THREE, weights=math.nan, whole=math.nan))
@@ -258,10 +269,10 @@ def test_without_such_an_llc_it_is_refused(told: list[Measurement]) -> None:
 class TestReport:
     def test_it_is_drawn_of_the_observable_that_is_watched(self) -> None:
         record = {"llc": {"mean": 1.0}, "finer": {"mean": 7.0}}
-        told = [Measurement(step, {}, refinements={"h0": record}) for step in STEPS]
+        told = [Measurement(step, {}, refinements={"h0": record, "h1": record}) for step in STEPS]
         figure = refinement_report(Report(told, observable="finer"))
         assert figure is not None
-        assert values(panel(figure, "map")).tolist() == [[7.0] * 7]
+        assert values(panel(figure, "map")).tolist() == [[7.0] * 7] * 2
 
     def test_without_refinements_or_matplotlib_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert refinement_report(Report(measured())) is None
