@@ -33,7 +33,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -54,12 +54,13 @@ from slt_callbacks import (
     behavioral,
     log_linear_steps,
 )
-from slt_callbacks.figures.images import correlation_map
+from slt_callbacks.figures.images import diverging
 from slt_callbacks.observables.labels import display_order
 from slt_callbacks.sinks.base import Publication
 
 EVEN = (0, 2, 4, 6, 8)
 SHOWN = 6  # helpful images a query
+_QUERY, _HARM = "#0072B2", "#D55E00"  # Okabe and Ito
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, on torch 2.13
@@ -186,45 +187,66 @@ def print_helpful(found: list[Publication], seen: Digits, queries: Digits) -> No
 
 def draw_figure(found: list[Publication], seen: Digits, queries: Digits, path: Path) -> None:
     """Kernels at three moments, their contrast, and the images that matter most to each query at the end."""
-    figure = Figure(figsize=(10, 9.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.2))
-    upper.suptitle("Told only which are even, the network takes the digits apart", fontsize=14, x=0.02, ha="left")
-    maps = upper.subplots(1, 4)
-    correlations = [publication.matrices["kernel/correlation"] for publication in found]
-    # By digit, and within one as they are alike at the end: the first map, which orders the files, knows little of that
-    order = display_order(correlations[-1], seen.classes[found[-1].matrices["kernel/indices"]])
-    for place, at in zip(maps, (0, len(found) // 2, len(found) - 1), strict=False):
-        publication = found[at]
-        place.imshow(correlation_map(correlations[at], order).convert("RGB"))
-        place.set_title(f"step {publication.measurement.step}", fontsize=10)
-        place.set_xticks([])
-        place.set_yticks([])
-    maps[0].set_ylabel("even images, by digit")
-    steps = [publication.measurement.step for publication in found]
-    contrast = [publication.measurement["kernel"]["class_contrast"] for publication in found]
-    maps[3].plot(steps, contrast, "o-", color="#D55E00", markersize=4)
-    maps[3].set_ylim(bottom=0)
-    maps[3].set_xscale("log")
-    maps[3].set_title("correlation within\nminus between digits", fontsize=10)
-    maps[3].set_xlabel("training step")
-
-    lower.suptitle("Training images that help each held-out image most, and the one that harms most", x=0.02, ha="left")
-    grid = lower.subplots(len(EVEN), SHOWN + 2)
+    figure = Figure(figsize=(9.5, 10), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.1))
+    draw_kernels(upper, found, seen)
+    grid = lower.subplots(len(EVEN), SHOWN + 2, gridspec_kw={"width_ratios": [1.25] + [1] * SHOWN + [1.25]})
+    lower.suptitle(
+        "Which training images matter to a held-out one (blue)? Six that help it most, and in red the one that does\n"
+        "least, or harms if its number is below 0. The number: how the two losses move together, from -1 to 1.",
+        fontsize=10.5,
+        x=0.02,
+        ha="left",
+    )
     correlation, rows = found[-1].matrices["influence/correlation"], found[-1].matrices["influence/indices"]
     for query, places in enumerate(grid):
-        show(places[0], queries, query, "held out")
-        for place, row in zip(
-            places[1:], [*most_helpful(found)[query], int(correlation[:, query].argmin())], strict=True
-        ):
-            show(place, seen, int(rows[row]), f"{float(correlation[row, query]):+.2f}")
+        show(places[0], queries, query, "held out", _QUERY)
+        chosen = [*most_helpful(found)[query], int(correlation[:, query].argmin())]
+        for place, row in zip(places[1:], chosen, strict=True):
+            frame = _HARM if place is places[-1] else "0.7"
+            show(place, seen, int(rows[row]), f"{float(correlation[row, query]):+.2f}", frame)
     figure.savefig(path, dpi=110)
 
 
-def show(place: Axes, images: Digits, index: int, title: str) -> None:
+def draw_kernels(figure: SubFigure, found: list[Publication], seen: Digits) -> None:
+    """Maps with a row and a column an image, those of one digit together, and how far these blocks stand out."""
+    steps = [publication.measurement.step for publication in found]
+    contrast = [publication.measurement["kernel"]["class_contrast"] for publication in found]
+    title = "Told only which digits are even: does the network treat images of one digit alike?"
+    if contrast[-1] > 2 * contrast[0]:
+        title = "Told only which digits are even, the network comes to treat images of one digit alike"
+    figure.suptitle(title, fontsize=13, x=0.02, ha="left")
+    maps = figure.subplots(1, 4)
+    # By digit, and within one as they are alike at the end: the first map, which orders the files, knows little of that
+    last = found[-1].matrices
+    classes = seen.classes[last["kernel/indices"]]
+    order = display_order(last["kernel/correlation"], classes)
+    starts = [int((classes[order] == digit).nonzero()[0]) for digit in classes[order].unique()]
+    middles = [(a + b) / 2 for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
+    for place, at in zip(maps, (0, len(found) // 2, len(found) - 1), strict=False):
+        shown = found[at].matrices["kernel/correlation"][order][:, order]
+        colours = place.imshow(shown, cmap=diverging(), vmin=-1, vmax=1)
+        for start in starts[1:]:
+            for line in (place.axhline, place.axvline):
+                line(start - 0.5, color="black", linewidth=0.6)
+        place.set_title(f"step {steps[at]}", fontsize=10)
+        for axis in (place.xaxis, place.yaxis):
+            axis.set_ticks(middles, [str(int(digit)) for digit in classes[order].unique()], fontsize=9)
+            axis.set_tick_params(length=0)
+    maps[0].set_ylabel("images of each digit")
+    label = "how the losses of two images move together"
+    figure.colorbar(colours, ax=list(maps[:3]), location="bottom", fraction=0.06, aspect=50, label=label)
+    maps[3].plot(steps, contrast, "o-", color="#D55E00", markersize=4)
+    maps[3].set(ylim=(min(0.0, *contrast), None), xscale="log", xlabel="training step", box_aspect=1)
+    maps[3].set_title("pairs of one digit\nminus pairs of two", fontsize=10)
+    maps[3].spines[["top", "right"]].set_visible(False)
+
+
+def show(place: Axes, images: Digits, index: int, title: str, frame: str) -> None:
     place.imshow(images.pixels[index, 0], cmap="gray_r")
-    place.set_title(f"{int(images.classes[index])}  ({title})", fontsize=8)
-    place.set_xticks([])
-    place.set_yticks([])
+    place.set_title(f"{int(images.classes[index])}  ({title})", fontsize=9, pad=3)
+    place.set(xticks=[], yticks=[])
+    place.spines[:].set(color=frame, linewidth=2 if frame != "0.7" else 0.8)
 
 
 def main() -> None:
@@ -264,7 +286,10 @@ def main() -> None:
     print(f"\n{len(monitor.history)} measurements took {measuring:.0f} s of {total:.0f} s ({measuring / total:.0%}).")
     figure = args.output_dir / "digits.png"
     draw_figure(memory.publications, seen, queries, figure)
-    print(f"Figure: {figure}\nMaps:   {args.output_dir}/slt/*/map-*.png")
+    print(f"The figure: {figure}\nThe maps:   {args.output_dir}/slt/*/map-*.png")
+    report = args.output_dir / "slt" / "report.html"
+    if report.exists():
+        print(f"The report: {report}")
 
 
 if __name__ == "__main__":

@@ -161,6 +161,11 @@ def where_to_look(run: wandb.Run) -> str:
     )
 
 
+def report_of(logger: WandbLogger) -> Path:
+    """Where the monitor's files lie: beside Lightning's checkpoints."""
+    return Path(logger.save_dir) / str(logger.name) / str(logger.version) / "slt" / "report.html"
+
+
 # --------------------------------------------------------------------------------------------------------- the results
 def print_table(monitor: SLTMonitor, accuracy: Accuracy) -> None:
     at = dict(zip(accuracy.steps, zip(*accuracy.found.values(), strict=True), strict=True))
@@ -185,6 +190,18 @@ def print_stages(monitor: SLTMonitor, accuracy: Accuracy) -> None:
     for name, found in accuracy.found.items():
         half = next((step for step, value in zip(accuracy.steps, found, strict=True) if value >= 0.5), "... never")
         print(f"Accuracy on {name}ing samples passes 50 % at step {half}.")
+
+
+def title_of(monitor: SLTMonitor, accuracy: Accuracy, args: argparse.Namespace) -> str:
+    """What the figure shows, as far as this run has shown it."""
+    types = "".join(stage.type for stage in monitor.stages if stage.type in "ABCD")
+    fell = "B" in types or "D" in types
+    if args.shuffle_sums:
+        return f"The control: nothing to understand{'' if fell else ', and the LLC stays up'}"
+    grokked = accuracy.found["train"][-1] > 0.9 and accuracy.found["test"][-1] > 0.9
+    if grokked and types[:1] in ("A", "C") and fell:
+        return "Grokking: the LLC rises as a network memorises, and falls as it generalises"
+    return f"A network learns to add modulo {args.prime}: accuracy, loss and LLC"
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -240,12 +257,14 @@ def main() -> None:
     measuring = sum(measurement["cost"]["seconds"] for measurement in monitor.history)
     print(f"\n{len(monitor.history)} measurements took {measuring:.0f} s of {total:.0f} s ({measuring / total:.0%}).")
     path = args.output_dir / "grokking.png"
-    panels = {"accuracy": {name: (accuracy.steps, found) for name, found in accuracy.found.items()}}
-    title = "Grokking: the LLC rises as a network memorises, and falls as it generalises"
-    if args.shuffle_sums:
-        title = "The control: nothing to understand, and the LLC stays up"
+    labels = {"train": "sums it trains on", "test": "sums it has never seen"}
+    panels = {"accuracy": {labels[name]: (accuracy.steps, found) for name, found in accuracy.found.items()}}
+    title = title_of(monitor, accuracy, args)
     stage_figure(monitor.history, monitor.stages, monitor.events, path, panels=panels, title=title)
     print(f"The figure: {path}")
+    report = report_of(logger)
+    if report.exists():
+        print(f"The report: {report}")
     print(where_to_look(logger.experiment))
 
 

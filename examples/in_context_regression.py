@@ -224,10 +224,16 @@ def print_verdict(record: dict[str, Any]) -> None:
 
 def draw_figure(monitor: SLTMonitor, record: dict[str, Any], path: Path) -> None:
     """The distances, the loss and the LLC at the same steps."""
-    curves = {name: (record["steps"], record[f"distance/{name}"]) for name in ("ridge", "dmmse")}
-    title = f"In-context regression on {record['tasks']} tasks: which known solution does the network stand at?"
-    panels = {"distance on\nother tasks": curves}
-    stage_figure(monitor.history, monitor.stages, monitor.events, panels=panels, title=title).savefig(path, dpi=150)
+    names = {"ridge": "ridge regression: any task", "dmmse": "dMMSE: the tasks of the pool, by heart"}
+    curves = {label: (record["steps"], record[f"distance/{name}"]) for name, label in names.items()}
+    by_heart = record["distance/dmmse"][-1] < record["distance/ridge"][-1]
+    nearer = "knowing them by heart" if by_heart else "ridge regression"
+    tasks = f"{record['tasks']} task{'s' * (record['tasks'] > 1)}"
+    title = f"A transformer learns regression from {tasks}, and ends nearer to {nearer}"
+    panels = {"distance to what is known\n(outputs on new tasks)": curves}
+    figure = stage_figure(monitor.history, monitor.stages, monitor.events, panels=panels, title=title)
+    figure.axes[0].set_ylim(bottom=0)
+    figure.savefig(path, dpi=150)
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -282,6 +288,9 @@ def main() -> None:
     path = args.output_dir / "in_context_regression.png"
     draw_figure(monitor, record, path)
     print(f"The figure: {path}, and where training moved: {args.output_dir / 'slt' / 'trajectory'}")
+    report = args.output_dir / "slt" / "report.html"
+    if report.exists():
+        print(f"The report: {report}")
 
 
 if __name__ == "__main__":

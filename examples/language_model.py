@@ -18,6 +18,7 @@ import sysconfig
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -174,6 +175,11 @@ def wandb_command() -> str:
     return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
+def report_of(logger: WandbLogger) -> Path:
+    """Where the monitor's files lie: beside Lightning's checkpoints."""
+    return Path(logger.save_dir) / str(logger.name) / str(logger.version) / "slt" / "report.html"
+
+
 # --------------------------------------------------------------------------------------------------------- the results
 def print_table(monitor: SLTMonitor) -> None:
     print(f"\n{'step':>6}  {'loss':>6}  {'LLC':>7} +- {'stderr':<6}  {'R-hat':>6}  {'function':>8}")
@@ -211,18 +217,37 @@ def print_stages(monitor: SLTMonitor) -> None:
         )
 
 
+def title_of(monitor: SLTMonitor) -> str:
+    """What the figure shows, as far as this run has shown it."""
+    types = [stage.type for stage in monitor.stages]
+    if "A" not in types:
+        return "A transformer learns Python: its loss, and its LLC"
+    settled = " and settles" if types[-1] == "plateau" else ""
+    return f"A transformer learns Python: its loss falls, its LLC rises{settled}"
+
+
 def draw_figure(monitor: SLTMonitor, milestones: dict[str, float], path: Path) -> None:
     """Loss and LLC against the training step, with stages, and with milestones for the loss."""
-    title = "A transformer learns Python: its loss falls, its LLC rises and settles"
-    figure = stage_figure(monitor.history, monitor.stages, monitor.events, title=title)
+    figure = stage_figure(monitor.history, monitor.stages, monitor.events, title=title_of(monitor))
     loss, llc = figure.axes
-    last, note = monitor.history[-1].step, {"textcoords": "offset points", "ha": "right", "color": "0.4", "size": 9}
+    note: dict[str, Any] = {"textcoords": "offset points", "color": "0.3", "size": 9.5}
     for text, value in milestones.items():
         loss.axhline(value, color="0.4", linewidth=0.8, linestyle="--")
-        loss.annotate(text, (last, value), (0, 3), **note)
-    loss.set(ylabel="held-out loss (nats per byte)", ylim=(0, 6))
-    llc.axhline(0, color="0.4", linewidth=0.8)
-    llc.annotate("below 0: in no valley yet, the chains find lower losses", (last, 0), (0, -4), va="top", **note)
+        # On the side where the loss is far away: above the first line all the time, above the others in the beginning
+        loss.annotate(text, (0, value), (8, 3), xycoords=("axes fraction", "data"), **note)
+    loss.set(ylabel="held-out loss (nats per byte)", ylim=(0, 6.2))
+    steps = [measurement.step for measurement in monitor.history]
+    function = [measurement.refinements["function"]["llc"]["mean"] for measurement in monitor.history]
+    llc.plot(steps, function, color="black", linewidth=1.2, linestyle=(0, (4, 2)))
+    place = len(steps) // 4
+    told = "dashed: the LLC of what the model\nsays now, never below 0"
+    llc.annotate(told, (steps[place], function[place]), (0, 10), va="bottom", ha="right", **note)
+    if min(measurement["llc"]["mean"] for measurement in monitor.history) < 0:
+        at = {"xy": (1, 0), "xytext": (-6, -4), "xycoords": ("axes fraction", "data")}
+        text = llc.annotate(
+            "below 0: in no valley yet, the chains find lower losses", ha="right", va="top", **at, **note
+        )
+        text.set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1})
     figure.savefig(path, dpi=150)
 
 
@@ -276,6 +301,9 @@ def main() -> None:
     print(f"\n{len(monitor.history)} measurements took {measuring:.0f} s of {total:.0f} s ({measuring / total:.0%}).")
     draw_figure(monitor, simple_guesses(train), args.output_dir / "language_model.png")
     print(f"The figure: {args.output_dir / 'language_model.png'}")
+    report = report_of(logger)
+    if report.exists():
+        print(f"The report: {report}")
     print(where_to_look(logger.experiment))
 
 

@@ -267,28 +267,42 @@ def draw_figure(
     runs: dict[str, tuple[torch.Tensor, dict[str, torch.Tensor]]],
     fine: torch.Tensor,
     exact: dict[str, float],
+    title: str,
     path: Path,
 ) -> None:
     """Influence against training time: dots are measured, lines are the theory."""
-    colours = dict(zip(RELATIONS, ("#0072B2", "#D55E00", "#009E73"), strict=True))  # Okabe and Ito
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    figure.suptitle("Kingdoms, classes, species: items turn from helping to harming", fontsize=14, x=0.02, ha="left")
+    looks = dict(zip(RELATIONS, (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s")), strict=True))  # Okabe and Ito
+    figure = Figure(figsize=(8, 6.8), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True, sharey=True)
+    figure.suptitle(title, fontsize=12.5, x=0.02, ha="left")
     curves = by_relation(theory(fine))
     for place, (start, (times, influence)) in zip(axes, runs.items(), strict=True):
-        place.axhline(0, color="0.45", linewidth=0.8)
-        for name, colour in colours.items():
-            place.plot(times, influence[name], "o", color=colour, markersize=4, label=name)
+        place.axhline(0, color="0.3", linewidth=0.8)
+        for name, (colour, marker) in looks.items():
+            place.plot(times, influence[name], marker, color=colour, markersize=5, label=f"{name} (measured)")
             if start == "aligned":
                 place.plot(fine, curves[name], color=colour, linewidth=1.2)
                 place.axvline(exact[name], color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
-        title = f"{start} start" + (" (lines: closed form)" if start == "aligned" else "")
-        place.set_title(title, loc="left", fontsize=10)
-        place.set_ylabel("correlation of losses\n(above 0: helps)")
+        told = ": lines are the closed form, dashed where it turns" if start == "aligned" else ": no closed form"
+        place.set_title(f"{start} start{told}", loc="left", fontsize=10.5)
+        place.set_ylabel("correlation of losses")
+        for height, word in ((0.99, "helps"), (0.01, "harms")):
+            style = {"va": "top" if word == "helps" else "bottom", "color": "0.3", "size": 10.5, "style": "italic"}
+            place.text(0.005, height, word, transform=place.transAxes, **style)
         place.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    axes[0].set_xlim(0, None)
     axes[1].set_xlabel("training time (learning rate x steps)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def title_of(crossed: dict[str, dict[str, float]]) -> str:
+    """What the figure shows, as far as this run has shown it."""
+    in_order = [sorted(RELATIONS, key=times.__getitem__) == list(RELATIONS) for times in crossed.values()]
+    known = all(math.isfinite(time) for times in crossed.values() for time in times.values())
+    if known and all(in_order):
+        return "Items turn from helping to harming: another kingdom first, then cousins, then siblings"
+    return "How items of a tree help and harm one another while a network learns them"
 
 
 def main() -> None:
@@ -323,12 +337,16 @@ def main() -> None:
     watched = watch_stages(args)
     print_stages(watched)
     figure = args.output_dir / "semantic_hierarchy.png"
-    draw_figure(runs, fine, exact, figure)
-    print(f"\nFigure: {figure}\nMaps:   {args.output_dir}/*/influence/map-*.png")
-    print(f"Stages: {args.output_dir}/stages/stages.png")
+    draw_figure(runs, fine, exact, title_of(crossed), figure)
     measured += watched.history
     took, total = sum(measurement["cost"]["seconds"] for measurement in measured), time.perf_counter() - start
-    print(f"{len(measured)} measurements took {took:.0f} s of {total:.0f} s ({took / total:.0%}).")
+    print(f"\n{len(measured)} measurements took {took:.0f} s of {total:.0f} s ({took / total:.0%}).")
+    print(f"The figure: {figure}, and the stages: {args.output_dir}/stages/stages.png")
+    print(f"The maps:   {args.output_dir}/*/influence/map-*.png")
+    for kind in ("aligned", "random", "stages"):
+        report = args.output_dir / kind / "report.html"
+        if report.exists():
+            print(f"The report: {report}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.stats import binom
 
 from tests import ready
+from tests.examples.test_language_model import check_reports
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "digits.py"
 
@@ -26,11 +27,12 @@ def test_a_smoke_run_prints_measurements_and_leaves_maps_and_a_figure(tmp_path: 
     printed, numbers = run(tmp_path, "--smoke")
     assert re.search(r"^data: .* below 0 \(here up to step 12\) where", printed, flags=re.MULTILINE), "explained"
     assert re.search(r"^\d measurements took \d+ s of \d+ s \(\d+%\)", printed, flags=re.MULTILINE)
+    check_reports(tmp_path, printed)
     assert numbers[0, 0] == 1
     assert numbers[-1, 0] == 12
     assert np.isnan(numbers[0, 6:]).all(), "nothing to compare the first with"
     assert np.isfinite(numbers[1:]).all()
-    for kind, size in (("kernel", (280, 280)), ("influence", (35, 280))):
+    for kind, size in (("kernel", (280, 280)), ("influence", (70, 280))):
         maps = sorted((tmp_path / "out" / "slt" / kind).glob("map-*.png"))
         assert len(maps) == len(numbers)
         with Image.open(maps[-1]) as image:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from slt_callbacks import Measurement
 from slt_callbacks.callbacks.reactions import describe
 from slt_callbacks.recording.watch import Watch
-from tests.examples.test_language_model import check_help, run
+from tests.examples.test_language_model import check_help, check_reports, loaded, run
 from tests.sinks.test_sinks import read_run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "grokking.py"
@@ -85,6 +86,34 @@ def test_smoke_draws_a_figure(smoke: tuple[Path, str]) -> None:
         assert 600 < image.width < 4000
         assert 400 < image.height < 4000
         assert len(image.convert("RGB").getcolors(maxcolors=2**24) or []) > 50
+
+
+def test_smoke_names_its_report(smoke: tuple[Path, str]) -> None:
+    check_reports(*smoke)
+
+
+@pytest.mark.parametrize(
+    ("types", "test", "shuffled", "title"),
+    [
+        (
+            ["A", "plateau", "B"],
+            0.98,
+            False,
+            "Grokking: the LLC rises as a network memorises, and falls as it generalises",
+        ),
+        (["A", "plateau", "B"], 0.4, False, "A network learns to add modulo 59: accuracy, loss and LLC"),
+        (["A", "plateau"], 0.98, False, "A network learns to add modulo 59: accuracy, loss and LLC"),
+        (["A", "plateau"], 0.0, True, "The control: nothing to understand, and the LLC stays up"),
+        (["A", "B"], 0.0, True, "The control: nothing to understand"),
+    ],
+)
+def test_the_title_says_what_the_run_has_shown(
+    types: list[str], test: float, shuffled: bool, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = SimpleNamespace(stages=[SimpleNamespace(type=kind) for kind in types])
+    accuracy = SimpleNamespace(found={"train": [0.1, 1.0], "test": [0.0, test]})
+    args = SimpleNamespace(shuffle_sums=shuffled, prime=59)
+    assert loaded(SCRIPT, monkeypatch).title_of(monitor, accuracy, args) == title
 
 
 def test_the_whole_story_is_found_while_it_happens() -> None:

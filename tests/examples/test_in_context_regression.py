@@ -16,6 +16,7 @@ import torch
 
 from slt_callbacks.stats.trajectories import random_walk_shares
 from tests import ready
+from tests.examples.test_language_model import check_reports
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "in_context_regression.py"
 RECORDS = Path(__file__).with_name("in_context_regression")
@@ -86,6 +87,7 @@ def test_a_smoke_run_prints_its_table_and_leaves_a_record_like_those_that_are_ke
     assert result.returncode == 0, result.stderr
     assert re.search(r"^ +6 +\d\.\d+ .* \d+%$", result.stdout, flags=re.MULTILINE)
     assert re.search(r"With 4 tasks it ends nearer to (dMMSE|ridge regression)", result.stdout)
+    check_reports(tmp_path, result.stdout)
     made = json.loads((tmp_path / "out" / "curve.json").read_text())
     assert made.keys() == record(FEW).keys()
     assert (tmp_path / "out" / "slt" / "trajectory" / "map-00000006.png").stat().st_size > 10_000

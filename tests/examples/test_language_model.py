@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +107,25 @@ def test_smoke_draws_a_figure(smoke: tuple[Path, str]) -> None:
         assert 600 < image.width < 4000
         assert 400 < image.height < 4000
         assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 50
+
+
+def check_reports(folder: Path, printed: str) -> None:
+    """Every report that was named is there."""
+    named = re.findall(r"^The report: (\S+)$", printed, flags=re.MULTILINE)
+    assert named
+    for path in named:
+        assert "<html" in (folder / path).read_text(encoding="utf-8"), path
+
+
+def test_smoke_names_its_report(smoke: tuple[Path, str]) -> None:
+    check_reports(*smoke)
+
+
+def test_the_title_says_what_the_run_has_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = loaded(SCRIPT, monkeypatch)
+    for types, end in ((("A", "plateau"), "rises and settles"), (("plateau", "A"), "rises"), (("plateau",), "its LLC")):
+        stages = [SimpleNamespace(type=kind) for kind in types]
+        assert example.title_of(SimpleNamespace(stages=stages)).endswith(end)
 
 
 def test_smoke_leaves_a_run_that_leet_can_read(smoke: tuple[Path, str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests import ready
+from tests.examples.test_language_model import check_reports
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "semantic_hierarchy.py"
 BETWEEN = 0.4  # time between two measurements: 20 steps at a learning rate of 0.02
@@ -39,6 +40,7 @@ def test_items_turn_harmful_level_by_level_at_the_times_of_the_closed_form(tmp_p
     assert (np.abs(boundary - half) <= 4 * np.log(9) / strength + 2).all()
     assert len(set(boundary)) == 4, "one for each level"
     assert (tmp_path / "out" / "stages" / "stages.png").exists()
+    check_reports(tmp_path, result.stdout)
     with Image.open(tmp_path / "out" / "semantic_hierarchy.png") as image:
         assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 50
     maps = sorted((tmp_path / "out" / "random" / "influence").glob("map-*.png"))

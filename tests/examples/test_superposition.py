@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from slt_callbacks import Measurement, estimate
-from tests.examples.test_language_model import run
+from tests.examples.test_language_model import check_reports, run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "superposition.py"
 
@@ -74,7 +74,7 @@ class TestTheory:
             polygon(example, corners),
             TensorDataset(example.samples()),
             lambda module, batch: module.per_sample_loss(batch),
-            sampler=example.make_sampler(smoke=False),
+            sampler=example.make_sampler(smoke=False, num_chains=32),
         )
         assert found["llc"]["mean"] == pytest.approx(llc, rel=0.1)
         assert found["health"]["rhat"] < 1.2
@@ -100,7 +100,7 @@ MEASURED = (700, 750, 800)
 @pytest.fixture(scope="module")
 def history(example: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[Measurement]:
     """A training whose plateaus are shorter than the example's, measured three times at each."""
-    args = argparse.Namespace(seed=0, smoke=False, plateau=PLATEAU, output_dir=tmp_path_factory.mktemp("walk"))
+    args = argparse.Namespace(seed=0, seeds=1, smoke=False, plateau=PLATEAU, output_dir=tmp_path_factory.mktemp("walk"))
     monitor, _ = example.train(args, lambda step: step % PLATEAU in MEASURED)
     return list(monitor.history)
 
@@ -125,4 +125,5 @@ def test_a_smoke_run_prints_a_table_and_draws(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "LLC theory" in result.stdout
     assert re.search(r"^20 measurements took", result.stdout, flags=re.MULTILINE)
+    check_reports(tmp_path, result.stdout)
     assert (tmp_path / "out" / "superposition.png").stat().st_size > 10_000
