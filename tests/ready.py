@@ -19,6 +19,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 # What starts no thread, which a fork would leave behind, and asks the environment for nothing that a run decides. Not
 # wandb, which makes a temporary folder when it is imported: the first fork to end would delete it for all.
@@ -89,6 +91,7 @@ def become(
             os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))  # as an import does
     os.chdir(folder)
     script, *sys.argv[1:] = arguments
     if script == "-m":
