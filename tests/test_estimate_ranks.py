@@ -16,11 +16,13 @@ from slt_callbacks import (
     LeimkuhlerMatthews,
     LossKernel,
     Measurement,
+    Refinement,
     RMSPropSGLD,
     TrajectoryPCA,
 )
 from slt_callbacks.basics.errors import RankFailedError
 from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.measuring.refinement import RefinementSet
 from slt_callbacks.sampling.config import SamplerConfig
 from tests.problems import settings, squared_error
 from tests.processes import ThreadRank, on_ranks
@@ -209,6 +211,29 @@ def test_a_loss_that_raises_on_one_rank_ends_the_measurement_on_all_and_the_next
         assert "corrupt sample" in str(error)
         assert str(error).startswith("rank 1: ")
         same(alone, second)
+
+
+@pytest.mark.parametrize("error", [ValueError("corrupt sample"), torch.OutOfMemoryError("no memory")])
+def test_a_gradient_pass_that_one_rank_cannot_take_ends_on_all_before_those_of_refinements(error: Exception) -> None:
+    """Otherwise the others would meet it in the pass of a refinement, take that for lost, and wait for ever."""
+    refinements = RefinementSet({name: Refinement(f"{name}.*") for name in ("0", "3")})
+
+    def work(ranks: ThreadRank) -> Any:
+        sound = [True]
+
+        def loss_fn(module: Any, batch: Any) -> torch.Tensor:
+            if ranks.rank == 1 and not sound[0]:
+                raise error
+            return squared_error(module, batch)
+
+        one = Estimator(draw_reference(data()), loss_fn, None, ranks=ranks, refinements=refinements)
+        one.check(network())
+        sound[0] = False
+        one.time_pass(network())
+
+    for found in on_ranks(2, work):
+        assert isinstance(found, RankFailedError)
+        assert str(error) in str(found)
 
 
 class Poisoned:

@@ -333,7 +333,8 @@ class Estimator:
     def _time_pass(self, module: nn.Module) -> TimedPass:
         with self._undisturbed(module, self.settings.seed) as module:
             steps = self.expected_steps
-            main = self._main.time_pass(module, steps)
+            with self._exchange.together():  # a rank that fails leaves before the others begin with what is beside
+                main = self._main.time_pass(module, steps)
             return main.beside(self._main.expected_steps, self._beside.time_passes(module, steps))
 
     def _measure(self, module: nn.Module, step: int, on_steps: OnSteps | None, start: float) -> Measurement:
