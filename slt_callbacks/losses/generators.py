@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pickle
 import random
 import types
@@ -95,13 +96,16 @@ def own_generators(module: nn.Module | None, *functions: Any) -> list[Any]:
             continue
         looked_at.add(id(value))
         if isinstance(value, _OWN):
-            found[id(value)] = value
+            if not isinstance(value, random.SystemRandom):  # which has no state
+                found[id(value)] = value
         elif isinstance(value, nn.Module):
             waiting.extend((inner, depth + 1) for part in value.modules() for inner in _attributes(part))
             kinds = {type(part) for part in value.modules()}
             waiting.extendleft((method, depth + 1) for kind in kinds for method in _own_methods(kind))
         elif depth < _DEEPEST:
-            further = [(inner, depth + 1) for inner in _reached_from(value)]
+            # No more than could be looked at: it may be a data set with a million rows.
+            some = itertools.islice(_reached_from(value), _MOST_LOOKED_AT)
+            further = [(inner, depth + 1) for inner in some]
             if isinstance(value, types.FunctionType):
                 waiting.extendleft(further)
             else:

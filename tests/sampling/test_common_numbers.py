@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -269,3 +270,21 @@ def test_generators_are_found_where_users_keep_them() -> None:
     found = own_generators(module, loss_fn, functools.partial(max, key=made[3]))
     assert {id(each) for each in found} == {id(each) for each in made}
     assert own_generators(nn.Linear(1, 1), lambda m, x: torch.default_generator) == []
+    operating_system = random.SystemRandom()  # has no state that could be put back
+    assert own_generators(nn.Linear(1, 1), lambda m, x: operating_system.random()) == []
+
+
+def test_of_a_large_data_set_no_more_is_looked_at_than_could_hold_a_generator() -> None:
+    """It may have millions of rows, and every measurement looks."""
+    looked_at = 0
+
+    class Rows(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            nonlocal looked_at
+            for row in super().__iter__():
+                looked_at += 1
+                yield row
+
+    rows, generator = Rows([object() for _ in range(10_000)]), torch.Generator()
+    assert own_generators(None, lambda module, x: (rows, torch.rand(3, generator=generator))) == [generator]
+    assert looked_at <= 2000
