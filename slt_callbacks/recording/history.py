@@ -79,7 +79,9 @@ def remembered(
     return Measurement(step, _by_observable(scalars), error, refinements=refined or {}, metrics=metrics or {})
 
 
-def completed(measurement: Measurement, before: Sequence[Measurement]) -> Measurement:
+def completed(
+    measurement: Measurement, before: Sequence[Measurement], asked: Collection[str] | None = None
+) -> Measurement:
     """What has failed, with NaN for every number that it lacks and that the last one like it gave.
 
     An observable that had nothing to look at cannot say what it would have told, and one that was never asked, because
@@ -88,6 +90,7 @@ def completed(measurement: Measurement, before: Sequence[Measurement]) -> Measur
     Args:
         measurement: As it was made; one that has succeeded, and its refinements, are left as they are.
         before: Those before it, in order.
+        asked: Keys of the observables: a run may have been resumed without one that it had. None for whatever it had.
 
     Example:
         >>> good = Measurement(1, {"llc": {"mean": 1.5}, "behavior": {"accuracy": 0.5}})
@@ -97,7 +100,9 @@ def completed(measurement: Measurement, before: Sequence[Measurement]) -> Measur
     results, refinements = measurement.results, dict(measurement.refinements)
     last = next((one for one in reversed(before) if not one.failed), None) if measurement.failed else None
     if last is not None:
-        results = _with_gaps(results, _by_observable(last.main_scalars()))
+        like = _by_observable(last.main_scalars())
+        known = like.keys() if asked is None else {*asked, "health"} & like.keys()
+        results = _with_gaps(results, {key: numbers for key, numbers in like.items() if key in known})
     for name, record in measurement.refinements.items():
         if "error" in record:
             there = (one.refined_numbers()[name] for one in reversed(before) if _has_measured(one, name))

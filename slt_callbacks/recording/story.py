@@ -57,6 +57,7 @@ class Story:
         self._call = call
         self._notices = notices or Notices()
         self.before = list(before)
+        self._asked = None if observables is None else frozenset(observables)
         self._history = History(keys_with_matrices(observables or {}), most_bytes)
         self._sinks: list[Sink] = []
         self._rows: list[dict[str, Any]] = []
@@ -122,7 +123,7 @@ class Story:
             kind = measurement.media.problem.partition(":")[0]
             message = f"The pictures could not be made: {measurement.media.problem}. Training goes on."
             self._notices.once(message, f"pictures {kind}")
-        measurement = completed(measurement, self.everything)
+        measurement = completed(measurement, self.everything, self._asked)
         self._history.add(measurement)
         found = self._watch.update(measurement, partial(explained, history=self.everything, watch=self._watch))
         report = self.report() if found else None
