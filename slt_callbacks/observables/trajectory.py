@@ -152,8 +152,16 @@ class TrajectoryPCA:
         return self._path.steps
 
     def check(self, reference: ReferenceSet, queries: ReferenceSet | None) -> None:
-        """Begin a run, which has no rows yet, on the probes, which come as `queries`."""
-        assert queries is not None  # for the type: it needs some
+        """Begin a run, which has no rows yet, on the probes, which come as `queries`.
+
+        Raises:
+            TypeError: If they do not come.
+        """
+        if queries is None:
+            raise TypeError(
+                "Expected `queries` to be the drawn probes of a TrajectoryPCA, but got None: an observable that holds "
+                "one has to give its `needs` as its own."
+            )
         self._forget()
         self._probed.begin(queries)
 

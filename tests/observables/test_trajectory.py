@@ -543,3 +543,12 @@ class TestRefusals:
     def test_before_training(self, settings: dict[str, Any], message: str) -> None:
         told = refusal(**settings)
         assert re.search(message, told), told
+
+    def test_one_inside_of_another_observable_without_its_needs_is_refused(self) -> None:
+        class Holds:
+            def __init__(self) -> None:
+                self.inner = TrajectoryPCA([torch.eye(2)])
+                self.check, self.inspect = self.inner.check, self.inner.inspect
+
+        with pytest.raises(TypeError, match="has to give its `needs` as its own"):
+            Estimator(draw_reference([torch.eye(2)]), observables={"held": Holds()})
