@@ -125,3 +125,20 @@ def test_the_seconds_of_every_posterior_decide_what_fits(turn: dict[str, int]) -
     assert not account.allows(turn, trainer)
     now += 0.2
     assert account.allows(turn, trainer)
+
+
+def test_a_measurement_that_failed_before_its_first_step_says_nothing_of_the_next() -> None:
+    """It cost a moment, and the next one may succeed: that would take 20 s where 10 are allowed."""
+    now = 0.0
+    budget = Budget(0.1, lambda: now)
+    account = Account(budget, True, Notices())
+    account.start(0)
+    now = 120.0
+    for seconds, error in ((10.0, None), (0.0, "LossFnError: corrupt sample")):
+        cost = {"cost": {"seconds": seconds, "sgld_steps": 0 if error else 100}}
+        budget.add(seconds)
+        account.charge(Measurement(5, cost, error), seconds, {"": 100}, 0)
+    trainer = MagicMock(world_size=1, global_step=10)
+    assert not account.allows({"": 100}, trainer), "20 s of 110"
+    now = 211.0
+    assert account.allows({"": 100}, trainer), "20 s of 201"
