@@ -61,6 +61,22 @@ class TestTheLine:
         assert re.search(r"24 gradient steps of [\d.]+ m?s, about [\d.]+ m?s each\. With `max_overhead=None` tr", told)
         assert told.endswith("training waits for all 3 of them.")
 
+    def test_a_training_step_takes_as_long_as_the_pass_whatever_a_step_of_the_chains_takes_on_average(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That may be less: some chains move the last layer alone, and others go all at once."""
+        timed = TimedPass(1.0, True, "Tensor[4]", size=4, seconds=1.0, more_passes=0.0, pass_seconds=6.0)
+        plans: list[Plan] = []
+
+        def plan(*of: Any) -> Plan:
+            plans.append(Plan(*of))
+            return plans[-1]
+
+        monkeypatch.setattr(Estimator, "time_pass", lambda self, module: timed)
+        monkeypatch.setattr("slt_callbacks.callbacks.trial.Plan", plan)
+        fit(monitor(), batch_size=8)
+        assert [one.seconds_per_step for one in plans] == [12.0]
+
     @pytest.mark.parametrize(
         ("module", "options", "said"),
         [
