@@ -10,6 +10,7 @@ from torch import nn
 
 from slt_callbacks import SGLD, Estimator, Influence, LossKernel, SamplerConfig, estimate
 from slt_callbacks.data.drawing import draw_reference
+from slt_callbacks.observables.labels import pair_names
 from slt_callbacks.observables.shifts import Course, cosine, follow
 from slt_callbacks.stats.intervals import sign_quantile
 from tests.observables.draws import draw_of, feed, point_for
@@ -555,3 +556,9 @@ class TestRefusals:
         estimator = Estimator(reference, lambda m, b: m(b).mean(), {"influence": Influence([torch.ones(2, 1)])})
         with pytest.raises(ValueError, match="one loss a sample"):
             estimator.check(nn.Linear(1, 1))
+
+
+def test_of_ten_classes_on_ten_every_mean_has_a_name_and_of_more_none() -> None:
+    classes = [f"class {number}" for number in range(11)]
+    assert len(pair_names(classes[:10], classes[:10])) == 100
+    assert pair_names(classes, classes[:10]) == []
