@@ -8,6 +8,8 @@ export PYTHONPATH :=
 
 .PHONY: demo test bench matrix format clean
 
+# Of the two examples that show most this is understood sooner: real text, one curve, and its LLC itself announces a jump
+# and a boundary; the in-context one needs an idea of what an induction head is.
 demo: .venv/.installed
 	$(BIN)/python examples/language_model.py $(ARGS)
 

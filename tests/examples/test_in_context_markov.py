@@ -44,7 +44,9 @@ def history(kept: Record) -> list[Measurement]:
 
 @pytest.fixture(scope="module")
 def heads(example: ModuleType, kept: Record, history: list[Measurement]) -> dict[str, dict[str, float]]:
-    table: dict[str, dict[str, float]] = example.table_of_heads(history, example.at_unigram(history, kept["losses"]))
+    table: dict[str, dict[str, float]] = example.table_of_heads(
+        example.at_unigram(history, kept["losses"]), history[-1]
+    )
     return table
 
 
@@ -96,15 +98,23 @@ class TestTheKeptRun:
         assert rise > 4 * error
 
     def test_the_head_that_the_bigram_stands_on_is_the_most_complex(
-        self, example: ModuleType, heads: dict[str, dict[str, float]]
+        self, example: ModuleType, history: list[Measurement], heads: dict[str, dict[str, float]]
     ) -> None:
-        """Of the first layer, beyond the error bars, and at the plateau it was like the others."""
+        """Of the first layer, with the bigram and beyond the error bars; at the plateau it was like the others."""
+
+        def of(head: str, first: int, last: int) -> tuple[float, float]:
+            llcs = [one.refinements[head]["llc"] for one in history if first <= one.step <= last]
+            return (
+                sum(llc["mean"] for llc in llcs) / len(llcs),
+                max(llc["stderr"] for llc in llcs) / len(llcs) ** 0.5,
+            )
+
         best = example.carrier(heads)
-        others = [row for head, row in heads.items() if head.startswith("head0.") and head != best]
-        for other in others:
-            error = math.hypot(heads[best]["llc_stderr"], other["llc_stderr"])
-            assert heads[best]["llc"] - other["llc"] > 3 * error
-        assert heads[best]["llc"] > 3 * heads[best]["llc_before"]
+        (plateau, _), (end, error) = (of(best, *span) for span in SPANS)
+        assert end > 3 * plateau
+        for other in [head for head in heads if head.startswith("head0.") and head != best]:
+            beside, its_error = of(other, *SPANS[1])
+            assert end - beside > 3 * math.hypot(error, its_error)
 
     def test_the_predictions_end_nearest_to_the_bigram(self, history: list[Measurement]) -> None:
         at = [
@@ -112,7 +122,31 @@ class TestTheKeptRun:
             for one in history
         ]
         nearest = list(dict.fromkeys(min(distances, key=distances.__getitem__) for distances in at))
-        assert nearest == ["uniform", "unigram", "bigram"], "one after the other, and none twice"
+        assert nearest == ["uniform", "unigram", "bigram"], "one after the other"
+
+
+class TestTheKeptControl:
+    """One layer, the same sequences: it never learns what the second layer is for."""
+
+    @pytest.fixture(scope="class")
+    def control(self) -> Record:
+        found: Record = json.loads(record_markov.RECORD.read_text())["1"]
+        return found
+
+    def test_the_loss_stays_at_the_unigram(self, control: Record) -> None:
+        losses = losses_of(list(measured(control)), 50)
+        assert len(losses) >= 15
+        assert losses == pytest.approx([control["losses"]["unigram"]] * len(losses), rel=0.02)
+        assert min(losses) > 1.05 * control["losses"]["bigram"]
+
+    def test_so_does_the_llc(self, control: Record, history: list[Measurement]) -> None:
+        assert [stage[0] for stage in control["stages"]] == ["plateau"]
+        with_two, with_one = (
+            [one["llc"] for one in run if one.step >= SPANS[1][0]] for run in (history, list(measured(control)))
+        )
+        error = math.hypot(*(max(one["stderr"] for one in side) / len(side) ** 0.5 for side in (with_two, with_one)))
+        means = [sum(one["mean"] for one in side) / len(side) for side in (with_two, with_one)]
+        assert means[0] - means[1] > 4 * error
 
 
 class TestTheGuesses:
@@ -140,7 +174,7 @@ def test_training_leads_to_the_plateau_and_one_layer_stays_there(example: Module
     """Of the code as it stands now, and not of a run that was kept."""
     pl.seed_everything(1, verbose=False)
     sequences, reference = example.markov_chains(64 * steps), example.markov_chains(256)
-    model = example.Transformer(layers, heads=4)
+    model = example.Transformer(layers, heads=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(max_steps=steps, accelerator="cpu", barebones=True)
