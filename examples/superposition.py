@@ -190,7 +190,7 @@ def weights_of(measurement: Measurement) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------------------- the LLC
-def make_sampler(smoke: bool, num_chains: int) -> SamplerConfig:
+def make_sampler(smoke: bool, num_chains: int = 64) -> SamplerConfig:
     if smoke:
         return SamplerConfig(nbeta=1e4, localization=30.0, num_chains=2, num_draws=10, num_burnin_steps=5)
     return SamplerConfig(

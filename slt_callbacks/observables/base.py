@@ -72,6 +72,9 @@ class Observable(Protocol):
     * ``refine(parts)``, called once with every `Part` that is measured beside the main posterior, which returns, by
       name, the observables that read the draws there: without it, an observable is of the main posterior alone.
 
+    Generators that it can reach, its own included, are put back after every measurement: it draws the same numbers in
+    each, so that what differs is the network, and training meets what it would have met.
+
     Example:
         >>> class LargestExcess:
         ...     def reset(self, reference):
