@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from slt_callbacks import Measurement, StageDetector
 from slt_callbacks.recording.watch import Watch
 from tests.examples import record_markov
-from tests.examples.test_language_model import run
+from tests.examples.test_language_model import check_reports, run
 
 Record = dict[str, Any]
 SPANS = (50, 200), (1000, 1500)  # steps on the plateau of the unigram, and with the bigram
@@ -124,6 +124,26 @@ class TestTheKeptRun:
         nearest = list(dict.fromkeys(min(distances, key=distances.__getitem__) for distances in at))
         assert nearest == ["uniform", "unigram", "bigram"], "one after the other"
 
+    def test_the_readme_holds_what_it_prints(
+        self,
+        example: ModuleType,
+        kept: Record,
+        history: list[Measurement],
+        heads: dict[str, dict[str, float]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """All but what changed most, which is not kept."""
+        news = example.News()
+        news.told = [(step, SimpleNamespace(key=key, step=0, changed_most="")) for step, key in kept["told"]]
+        example.print_heads(heads, example.at_unigram(history, kept["losses"]), history[-1])
+        example.print_what_it_knows(history, kept["losses"])
+        example.print_news(history, news, kept["losses"])
+        printed = capsys.readouterr().out.split("compared with the other parts.)\n")[1].splitlines()
+        lines = [line for line in printed if line and "goes another way since" not in line]
+        assert len(lines) == 8
+        readme = (record_markov.SCRIPT.parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines if line not in readme] == []
+
 
 class TestTheKeptControl:
     """One layer, the same sequences: it never learns what the second layer is for."""
@@ -194,6 +214,7 @@ def test_a_smoke_run_shows_everything(tmp_path: Path) -> None:
     assert re.search(r"^  bigram .* never below$", result.stdout, flags=re.MULTILINE)
     assert "logging offline" in result.stdout
     assert re.search(r"^The run: +python -m wandb leet \S+$", result.stdout, flags=re.MULTILINE)
+    check_reports(tmp_path, result.stdout)
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
     pictures = ("susceptibility/map", "influence/map", "trajectory/map", "compressibility/quantization")
     assert "in_context_markov.png" in files
